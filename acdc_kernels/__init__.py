@@ -1,0 +1,9 @@
+"""AC/DC sparse training with native kernels: top-k masks, masked optimizers, and the conductor that runs the phases."""
+
+from ._version import __version__
+from .ops import pack_mask, topk_mask, unpack_mask
+from .optim import MaskedSGD
+from .policy import schedules
+from .sparsifier import Sparsifier
+
+__all__ = ["MaskedSGD", "Sparsifier", "__version__", "pack_mask", "schedules", "topk_mask", "unpack_mask"]

@@ -1,0 +1,1 @@
+"""Storage formats: how kept positions and kept values lie in memory."""

@@ -1,0 +1,36 @@
+"""Mask bits: the kept positions of one parameter, one bit a weight.
+
+Bit ``i & 7`` of byte ``i >> 3`` belongs to logical row-major element ``i``, whatever the strides of the parameter, as
+``numpy.packbits(bitorder="little")``. Unused bits of the last byte are 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def mask_bytes(numel: int) -> int:
+    """Bytes of the mask of a parameter with ``numel`` elements."""
+    return (numel + 7) // 8
+
+
+def check_bits(where: str, bits: object, numel: int, device: torch.device | None = None) -> None:
+    """Raise unless ``bits`` can be the mask of ``numel`` elements; ``where`` opens the message, e.g. ``"unpack_mask: bits"``.
+
+    Reads the last byte on a CPU only: on a GPU that would wait for the device.
+    """
+    if not isinstance(bits, Tensor):
+        raise TypeError(f"{where} must be a uint8 tensor, got {type(bits).__name__}")
+    if bits.dtype != torch.uint8:
+        raise TypeError(f"{where} must be of dtype torch.uint8, got {bits.dtype}")
+    want = mask_bytes(numel)
+    if bits.dim() != 1 or bits.numel() != want:
+        raise ValueError(f"{where} must have shape [{want}] ({numel} elements, one bit each), got {list(bits.shape)}")
+    if device is not None and bits.device != device:
+        raise ValueError(f"{where} must be on {device}, got {bits.device}")
+    if not bits.is_contiguous():
+        raise ValueError(f"{where} must be contiguous, got stride {bits.stride(0)}")
+    used = numel % 8
+    if used and bits.device.type == "cpu" and not torch.compiler.is_compiling() and int(bits[-1]) >> used:
+        raise ValueError(f"{where} must have zeros in the unused bits of its last byte, got {int(bits[-1]):#010b}")

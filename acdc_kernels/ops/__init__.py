@@ -1,0 +1,10 @@
+"""The ops: each in its own room, with one specification (``reference``) that every backend is held to."""
+
+from .. import _native
+from .mask_bits import apply_mask_, pack_mask, unpack_mask
+from .masked_sgd import masked_sgd_
+from .topk_mask import topk_mask, topk_mask_with_nan_count
+
+__all__ = ["apply_mask_", "masked_sgd_", "pack_mask", "topk_mask", "topk_mask_with_nan_count", "unpack_mask"]
+
+_native.load()

@@ -1,0 +1,89 @@
+"""``optimizer.masks``: which parameters are masked, and by which bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from ..formats.mask_bits import check_bits
+from ..ops import apply_mask_
+from ..ops.mask_bits import FLOAT_DTYPES
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+
+class Masks(MutableMapping[Parameter, Tensor]):
+    """Parameter -> mask bits of one optimizer.
+
+    ``masks[p] = bits`` zeroes ``p`` and its state at the masked positions at once, and every later step keeps them at exactly
+    +0.0. ``masks.update(...)`` does that for many parameters in one pass. ``del masks[p]`` makes ``p`` dense again (masked weights
+    stay zero until a step moves them). The bits are used as given, not copied: don't change them in place.
+
+    Raises:
+        KeyError: the parameter does not belong to the optimizer.
+        TypeError, ValueError: the bits don't fit the parameter. Nothing was changed then.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._bits: dict[Parameter, Tensor] = {}
+
+    def __getitem__(self, param: Parameter) -> Tensor:
+        return self._bits[param]
+
+    def __setitem__(self, param: Parameter, bits: Tensor) -> None:
+        self.update({param: bits})
+
+    def __delitem__(self, param: Parameter) -> None:
+        del self._bits[param]
+
+    def __iter__(self) -> Iterator[Parameter]:
+        return iter(self._bits)
+
+    def __len__(self) -> int:
+        return len(self._bits)
+
+    def __repr__(self) -> str:
+        return f"Masks({len(self)} of {sum(len(g['params']) for g in self._optimizer.param_groups)} parameters masked)"
+
+    def update(self, other: Mapping[Parameter, Tensor] | Iterable[tuple[Parameter, Tensor]] = (), /) -> None:  # type: ignore[override]
+        """Mask many parameters in one pass over their weights and state."""
+        new = dict(other)
+        self._check(new)
+        tensors: list[Tensor] = []
+        masks: list[Tensor] = []
+        for param, bits in new.items():
+            for tensor in (param, *self._optimizer.state.get(param, {}).values()):
+                if isinstance(tensor, Tensor) and tensor.shape == param.shape:
+                    tensors.append(tensor)
+                    masks.append(bits)
+        for device in dict.fromkeys(t.device for t in tensors):
+            here = [i for i, t in enumerate(tensors) if t.device == device]
+            apply_mask_([tensors[i] for i in here], [masks[i] for i in here])
+        self._bits.update(new)
+
+    def restore(self, bits: Mapping[Parameter, Tensor]) -> None:
+        """Replace all masks by ``bits``, as :meth:`update` after clearing."""
+        new = dict(bits)
+        self._check(new)
+        self._bits.clear()
+        self.update(new)
+
+    def _check(self, new: Mapping[Parameter, Tensor]) -> None:
+        known = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+        for param, bits in new.items():
+            if id(param) not in known:
+                what = f"a parameter of shape {list(param.shape)}" if isinstance(param, Tensor) else repr(param)
+                raise KeyError(f"masks: the key must be a parameter of this optimizer, got {what} that is not")
+            if param.dtype not in FLOAT_DTYPES:
+                raise TypeError(
+                    f"masks: a masked parameter must be float32, float64, bfloat16 or float16, got {param.dtype}"
+                )
+            if param.layout != torch.strided:
+                raise TypeError(f"masks: a masked parameter must be a strided tensor, got {param.layout}")
+            check_bits("masks: bits", bits, param.numel(), param.device)

@@ -1,0 +1,99 @@
+"""Scopes: which weights compete for the budget, and how many of them are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from .patterns import Pattern
+
+__all__ = ["SCOPES", "Exempt", "Weight", "budget", "check_scope", "competing"]
+
+SCOPES = ("global", "layer")
+
+Exempt = str | Callable[[str, Any], bool] | Iterable[str | Callable[[str, Any], bool]]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight that could compete, described without tensors.
+
+    name: the parameter's name. shape: its shape.
+    layers: the name of the layer that owns it and the layer itself; more than one pair where layers share the weight.
+    unfit: why it can't compete whatever the scope and pattern are (frozen, say); None if it can.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    layers: tuple[tuple[str, Any], ...] = field(repr=False)
+    unfit: str | None = None
+
+    def matches(self, rule: str | Callable[[str, Any], bool]) -> bool:
+        """Whether the rule (name or glob of a layer or parameter, or predicate of name and layer) means this one."""
+        if callable(rule):
+            return any(rule(name, layer) for name, layer in self.layers)
+        names = {self.name, *(alias for name, _ in self.layers for alias in (name, f"{name}.weight"))}
+        return rule in names or any(fnmatchcase(name, rule) for name in names)
+
+
+def check_scope(scope: str) -> str:
+    """``scope`` if it is one of ``SCOPES``, else a ValueError."""
+    if scope not in SCOPES:
+        raise ValueError(f"scope must be {' or '.join(map(repr, SCOPES))}, got {scope!r}")
+    return scope
+
+
+def competing(
+    weights: Sequence[Weight], scope: str, pattern: Pattern, exempt: Exempt = ()
+) -> tuple[list[Weight], dict[str, str]]:
+    """Splits a model's weights, in model order, into those that compete and {name: reason} for those that don't.
+
+    "global" lets every weight compete, first and last layer included; "layer" exempts the model's first and last, as
+    the uniform runs of arXiv 2106.12379 do. Raises ValueError for an exempt name or glob that matches no weight.
+    """
+    check_scope(scope)
+    rules = _rules(exempt)
+    for rule in rules:
+        if not callable(rule) and not any(weight.matches(rule) for weight in weights):
+            known = ", ".join(name for weight in weights for name, _ in weight.layers)
+            raise ValueError(f"exempt: {rule!r} matches no Linear or Conv layer; the model has: {known or 'none'}")
+    ends = {weights[0].name: "first", weights[-1].name: "last"} if weights and scope == "layer" else {}
+    chosen: list[Weight] = []
+    reasons: dict[str, str] = {}
+    for weight in weights:
+        reason = next((f"exempt: {_describe(rule)}" for rule in rules if weight.matches(rule)), None)
+        if reason is None and weight.name in ends:
+            reason = f"exempt: the {ends[weight.name]} layer, under scope 'layer'"
+        reason = reason or weight.unfit or pattern.covers(weight.shape)
+        if reason is None:
+            chosen.append(weight)
+        else:
+            reasons[weight.name] = reason
+    return chosen, reasons
+
+
+def budget(scope: str, sizes: Sequence[int], sparsity: float) -> int | list[int]:
+    """How many weights are kept, n - round(sparsity * n): over all of them for "global", of each for "layer"."""
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
+    if check_scope(scope) == "global":
+        return _kept(sum(sizes), sparsity)
+    return [_kept(size, sparsity) for size in sizes]
+
+
+def _kept(n: int, sparsity: float) -> int:
+    return n - round(sparsity * n)
+
+
+def _rules(exempt: Exempt) -> list[str | Callable[[str, Any], bool]]:
+    rules = [exempt] if isinstance(exempt, str) or callable(exempt) else list(exempt)
+    for rule in rules:
+        if not isinstance(rule, str) and not callable(rule):
+            raise TypeError(f"exempt must hold names, globs or predicates of (name, module), got {rule!r}")
+    return rules
+
+
+def _describe(rule: str | Callable[[str, Any], bool]) -> str:
+    return f"matches {rule!r}" if isinstance(rule, str) else f"chosen by {getattr(rule, '__name__', 'the predicate')}"

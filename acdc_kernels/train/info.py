@@ -1,0 +1,75 @@
+"""``acdc-kernels info``: what was built, what this machine has, and which kernels run for each op."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import __version__, _native
+from .machine import machine
+from .tables import text_table
+
+NAMESPACE = "acdc_kernels::"
+
+
+def info_text() -> str:
+    """The whole answer as text."""
+    return "\n\n".join(
+        (
+            f"acdc-kernels {__version__}",
+            _section("Built", _built()),
+            _section("This machine", _machine()),
+            "Kernels\n" + _indent(text_table(["op", "on the CPU", "on a CUDA GPU"], kernel_rows())),
+            "\n".join(_notes()),
+        )
+    ).rstrip()
+
+
+def kernel_rows() -> list[list[str]]:
+    """For each op: its name and what runs for it on the CPU and on a CUDA GPU."""
+    _native.available()  # loads the library, which registers its kernels
+    names = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith(NAMESPACE))
+    return [[name.removeprefix(NAMESPACE), _kernel(name, "CPU"), _kernel(name, "CUDA")] for name in names]
+
+
+def _kernel(op: str, device: str) -> str:
+    if torch._C._dispatch_has_kernel_for_dispatch_key(op, device):
+        return f"C++ ({_native.cpu_isa()})" if device == "CPU" else "CUDA"
+    return "plain torch (reference)"
+
+
+def _built() -> list[tuple[str, str]]:
+    if not _native.available():
+        return [("kernels", f"none: {_native.why_not()}")]
+    return [(key.replace("_", " "), str(value)) for key, value in _native.build_info().items()]
+
+
+def _machine() -> list[tuple[str, str]]:
+    facts = machine()
+    if facts["gpu"]:
+        gpu = f"{facts['gpu']}, CUDA {torch.version.cuda}"
+    else:
+        gpu = "none found" if torch.version.cuda else "not used: this torch is built without CUDA"
+    return [
+        ("processor", f"{facts['cpu']}, {facts['cores']} cores"),
+        ("extensions", " ".join(facts["isa"]) or "unknown"),
+        ("memory", f"{facts['memory_gib']} GiB"),
+        ("system", str(facts["os"])),
+        ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
+        ("GPU", gpu),
+    ]
+
+
+def _notes() -> list[str]:
+    notes = ["No op has CUDA kernels in this version; on a GPU the plain torch reference runs."]
+    if not _native.available():
+        notes.insert(0, f"The C++ kernels cannot run: {_native.why_not()}.")
+    return notes
+
+
+def _section(title: str, rows: list[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in rows)
+    return title + "\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())

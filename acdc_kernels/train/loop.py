@@ -1,0 +1,235 @@
+"""The training loop: steps and phases, checkpoints that restore every bit, the pair picked by validation accuracy."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..optim import MaskedSGD
+from ..sparsifier import Sparsifier
+from .clock import Clock, StopRequest
+from .data import Dataset, Split, epoch_order
+from .errors import UserError
+from .flops import FlopRule
+from .models import build_model, parameter_groups
+from .presets import RunConfig
+from .progress import Progress
+from .run_folder import Kind, RunFolder
+
+FORMAT = 1
+EVALUATION_BATCH = 500
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has saved its state; `signal` is what asked."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"stopped by signal {signal}")
+        self.signal = signal
+
+
+class Trainer:
+    """One run of `config` on `data`; building it checks every setting and writes nothing."""
+
+    def __init__(self, config: RunConfig, data: Dataset) -> None:
+        self.config, self.data = config, data
+        self.steps_per_epoch = len(data.train) // config.batch_size  # the last, smaller batch is dropped
+        if self.steps_per_epoch < 1:
+            raise UserError(f"batch-size: must be at most {len(data.train)} training images, got {config.batch_size}")
+        torch.set_num_threads(config.threads)
+        self.model = build_model(config.model, data.image_shape, data.classes, config.seed)
+        self.flops = FlopRule.of(self.model, data.image_shape)
+        schedule = config.build_schedule(self.steps_per_epoch)
+        self.phases = [schedule.at(epoch * self.steps_per_epoch) for epoch in range(config.epochs)]
+        self.optimizer = MaskedSGD(
+            parameter_groups(self.model, config.weight_decay), lr=config.lr, momentum=config.momentum, nesterov=True
+        )
+        self.sparsifier = Sparsifier(self.model, self.optimizer, schedule, sparsity=config.sparsity, scope=config.scope)
+        warmup = config.lr_warmup * self.steps_per_epoch
+        self.lr_schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: lr_factor(step, warmup, self.total_steps)
+        )
+        self.step = 0  # optimizer updates so far
+        self.history: list[dict[str, Any]] = []
+        self.clock = Clock()
+        self._sums = _EpochSums()
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.epochs * self.steps_per_epoch
+
+    def phase_epochs(self) -> list[tuple[str, int]]:
+        """(kind, length in epochs) of each phase in order."""
+        return [(run[0].kind, len(run)) for _, group in groupby(self.phases, lambda p: p.index) if (run := list(group))]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides the rest of the run, at any step."""
+        return {
+            "format": FORMAT,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sparsifier": self.sparsifier.state_dict(),
+            "lr_schedule": self.lr_schedule.state_dict(),
+            "rng": torch.get_rng_state(),
+            "history": self.history,
+            "epoch_sums": asdict(self._sums),
+            "seconds": self.clock.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state.get("format") != FORMAT:
+            raise UserError(f"checkpoint: format must be {FORMAT}, got {state.get('format')!r}")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.sparsifier.load_state_dict(state["sparsifier"])
+        self.lr_schedule.load_state_dict(state["lr_schedule"])
+        torch.set_rng_state(state["rng"])
+        self.step, self.history = state["step"], state["history"]
+        self._sums, self.clock = _EpochSums(**state["epoch_sums"]), Clock(state["seconds"])
+
+    def run(self, folder: RunFolder) -> None:
+        """Train to the end, leaving checkpoint, history and the pair's two models in `folder`.
+
+        SIGINT and SIGTERM save at the next step boundary and raise Interrupted. A loss that is not finite raises
+        UserError.
+        """
+        config = self.config
+        progress = Progress(config.epochs, self.steps_per_epoch, config.batch_size)
+        try:
+            with StopRequest() as stop:
+                for epoch in range(len(self.history), config.epochs):
+                    self._train_epoch(epoch, folder, progress, stop)
+                    self._end_epoch(epoch, folder, progress)
+                    if stop.signal is not None and epoch + 1 < config.epochs:
+                        raise Interrupted(stop.signal)
+        finally:
+            progress.close()
+
+    def _train_epoch(self, epoch: int, folder: RunFolder, progress: Progress, stop: StopRequest) -> None:
+        size, phase = self.config.batch_size, self.phases[epoch]
+        order = epoch_order(len(self.data.train), self.config.seed, epoch)
+        first = self.step - epoch * self.steps_per_epoch
+        # a dense phase begins with the zeros of the compressed one, gone after its first update
+        sparsity = self.sparsifier.achieved_sparsity() if phase.kind == "compressed" else 0.0
+        progress.start_epoch(epoch, first, phase.kind, sparsity)
+        self.model.train()
+        for i in range(first, self.steps_per_epoch):
+            started = time.perf_counter()
+            self._update(order[i * size : (i + 1) * size])
+            updated = time.perf_counter()
+            self.sparsifier.step()
+            done = time.perf_counter()
+            if self.sparsifier.phase.index == phase.index:
+                self.clock.add(phase.kind, done - started)
+            else:
+                self.clock.add(phase.kind, updated - started)
+                self.clock.add("flip", done - updated)
+            self._sums.seconds += done - started
+            self.lr_schedule.step()
+            self.step += 1
+            progress.step(*self._sums.means())
+            if stop.signal is not None and i + 1 < self.steps_per_epoch:
+                folder.save_checkpoint(self.state_dict())
+                raise Interrupted(stop.signal)
+
+    def _update(self, batch: torch.Tensor) -> None:
+        images, labels = self.data.train.images[batch], self.data.train.labels[batch]
+        self.optimizer.zero_grad()
+        logits = self.model(images)
+        loss = nn.functional.cross_entropy(logits, labels)
+        if not math.isfinite(value := loss.item()):
+            raise UserError(f"loss is {value} at step {self.step}: training diverged; try a lower --lr")
+        loss.backward()
+        self.optimizer.step()
+        self._sums.add(
+            value, int((logits.argmax(1) == labels).sum()), len(labels), self.optimizer.param_groups[0]["lr"]
+        )
+
+    def _end_epoch(self, epoch: int, folder: RunFolder, progress: Progress) -> None:
+        phase = self.phases[epoch]
+        # the flip at the end of a dense phase has pruned the model already: its twin is what this epoch has trained
+        flipped = phase.kind == "dense" and self.sparsifier.phase.kind == "compressed"
+        model = self.sparsifier.dense_twin() if flipped else self.model
+        started = time.perf_counter()
+        accuracy = evaluate(model, self.data.validation)
+        self.clock.add("evaluation", time.perf_counter() - started)
+        nonzeros = self.flops.nonzeros(model)
+        sums, self._sums = self._sums, _EpochSums()
+        loss, train_accuracy = sums.means()
+        row = {
+            "epoch": epoch + 1,
+            "phase": phase.kind,
+            "train_loss": loss,
+            "train_accuracy": train_accuracy,
+            "val_accuracy": accuracy,
+            "sparsity": 1 - sum(nonzeros.values()) / self.flops.weights,
+            "lr": sums.lr,
+            "flops": self.flops.forward(nonzeros) / self.flops.dense_forward,
+            "seconds": sums.seconds,
+        }
+        self.history.append(row)
+        kind: Kind = "dense" if phase.kind == "dense" else "sparse"
+        if self.best(kind) is row:
+            folder.save_model(
+                kind, model.state_dict(), {"epoch": row["epoch"], "val_accuracy": accuracy, **self._facts()}
+            )
+        folder.write_history(self.history)
+        folder.save_checkpoint(self.state_dict())
+        progress.end_epoch(row, sums.images / sums.seconds)
+
+    def best(self, kind: Kind) -> dict[str, Any] | None:
+        """The epoch with the highest validation accuracy (the first on a tie) in the last phase of `kind`.
+
+        None while that phase has not begun, or if the schedule has none.
+        """
+        wanted = "dense" if kind == "dense" else "compressed"
+        last = max((phase.index for phase in self.phases if phase.kind == wanted), default=None)
+        rows = [row for row, phase in zip(self.history, self.phases, strict=False) if phase.index == last]
+        return max(rows, key=lambda row: row["val_accuracy"], default=None)
+
+    def _facts(self) -> dict[str, Any]:
+        config = self.config
+        return {"preset": config.preset, "model": config.model, "schedule": config.schedule, "seed": config.seed}
+
+
+@dataclass
+class _EpochSums:
+    """Running sums over the steps of the epoch in progress."""
+
+    loss: float = 0.0
+    correct: int = 0
+    images: int = 0
+    lr: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, loss: float, correct: int, images: int, lr: float) -> None:
+        self.loss += loss * images
+        self.correct += correct
+        self.images += images
+        self.lr = lr
+
+    def means(self) -> tuple[float, float]:
+        """(loss, accuracy) over the images so far."""
+        return self.loss / self.images, self.correct / self.images
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, split: Split) -> float:
+    """The fraction of `split` that `model` classifies right, in evaluation mode."""
+    model.eval()
+    batches = zip(split.images.split(EVALUATION_BATCH), split.labels.split(EVALUATION_BATCH), strict=True)
+    return sum(int((model(images).argmax(1) == labels).sum()) for images, labels in batches) / len(split)
+
+
+def lr_factor(step: int, warmup: float, total: int) -> float:
+    """Linear warm-up over `warmup` steps, then a cosine from 1 to 0 at `total`; unaware of phases."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

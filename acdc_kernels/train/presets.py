@@ -1,0 +1,145 @@
+"""What a run is made of: presets, the lengths of a schedule's phases, and the frozen configuration of one run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import ceil
+from typing import Any
+
+from ..policy import schedules
+from ..policy.schedules import Schedule
+from .errors import UserError
+
+SCHEDULES = ("acdc", "dense", "prune-once", "prune-late")
+SCOPES = ("global", "layer")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A data set, a model and hyper-parameters that work together; every schedule uses the same ones."""
+
+    name: str
+    summary: str
+    dataset: str
+    model: str
+    epochs: int
+    batch_size: int
+    lr: float
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    lr_warmup: float = 1.0  # epochs of linear warm-up before the cosine
+    sparsity: float = 0.9
+    scope: str = "global"
+    validation: float = 1 / 12  # fraction of the training images that is held out
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            "demo", "MLP 1024 wide on scikit-learn's 8x8 digits", "digits", "mlp-1024", 40, 32, 0.02, validation=1 / 6
+        ),
+        Preset("fashion-mnist-mlp", "MLP 2048 wide on Fashion-MNIST", "fashion-mnist", "mlp-2048", 12, 256, 0.05),
+        Preset("fashion-mnist", "CNN of 241,184 weights on Fashion-MNIST", "fashion-mnist", "cnn", 14, 128, 0.05),
+    )
+}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides the bits of a run. Two runs with equal configurations end with equal weights."""
+
+    preset: str
+    dataset: str
+    model: str
+    schedule: str
+    phases: dict[str, int]  # keyword arguments of the schedule, in epochs
+    sparsity: float
+    scope: str
+    epochs: int
+    batch_size: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    lr_warmup: float
+    validation: float
+    seed: int
+    threads: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def default_folder(self) -> str:
+        sparsity = "" if self.schedule == "dense" else f"-{self.sparsity:g}"
+        return f"runs/{self.preset}-{self.schedule}{sparsity}-s{self.seed}"
+
+    def build_schedule(self, steps_per_epoch: int) -> Schedule:
+        """The schedule object, in optimizer steps."""
+        make = schedules.dense if self.schedule == "dense" else schedules.acdc
+        return make(**self.phases, steps_per_unit=steps_per_epoch)
+
+
+def phase_lengths(schedule: str, epochs: int) -> dict[str, int]:
+    """Lengths in epochs of the parts of `schedule`, in the proportions of the paper's 100-epoch ResNet50 run.
+
+    | schedule   | phases                                                                          |
+    |------------|---------------------------------------------------------------------------------|
+    | acdc       | dense warm-up, compressed and dense in turn, a last dense, a last compressed     |
+    | dense      | dense throughout                                                                |
+    | prune-once | the same warm-up, then compressed to the end: pruned once, early                 |
+    | prune-late | dense until AC/DC's last compressed phase would begin: pruned once, late         |
+
+    Raises UserError where `epochs` is too small for the parts.
+    """
+    if schedule not in SCHEDULES:
+        raise UserError(f"schedule: must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+    least = {"acdc": 4, "dense": 1, "prune-once": 2, "prune-late": 3}[schedule]
+    if epochs < least:
+        raise UserError(f"epochs: must be at least {least} for schedule {schedule!r}, got {epochs}")
+    if schedule == "dense":
+        return {"total": epochs}
+    warmup = max(1, round(0.10 * epochs))
+    cycle = max(1, round(0.05 * epochs))
+    final_dense = max(1, round(0.10 * epochs))
+    final_compressed = max(1, ceil(0.15 * epochs))
+    if schedule == "prune-once":
+        cycle, final_dense, final_compressed = 1, 0, epochs - warmup
+    if schedule == "prune-late":
+        cycle, final_dense = 1, epochs - warmup - final_compressed
+    return {
+        "total": epochs,
+        "warmup": warmup,
+        "compressed": cycle,
+        "dense": cycle,
+        "final_dense": final_dense,
+        "final_compressed": final_compressed,
+    }
+
+
+def make_config(preset: str, *, schedule: str = "acdc", seed: int = 0, threads: int, **changes: Any) -> RunConfig:
+    """The configuration of `preset` with `changes` (None: the preset's own value). Raises UserError for bad values."""
+    if preset not in PRESETS:
+        raise UserError(f"preset: must be one of {', '.join(PRESETS)}, got {preset!r}")
+    settings = asdict(PRESETS[preset]) | {key: value for key, value in changes.items() if value is not None}
+    settings["preset"] = settings.pop("name")
+    del settings["summary"]
+    _check(settings, seed, threads)
+    phases = phase_lengths(schedule, settings["epochs"])
+    if schedule == "dense":
+        settings["sparsity"] = 0.0
+    return RunConfig(schedule=schedule, phases=phases, seed=seed, threads=threads, **settings)
+
+
+def _check(settings: dict[str, Any], seed: int, threads: int) -> None:
+    def must(ok: bool, name: str, what: str, got: object) -> None:
+        if not ok:
+            raise UserError(f"{name}: must be {what}, got {got!r}")
+
+    must(settings["epochs"] >= 1, "epochs", "at least 1", settings["epochs"])
+    must(settings["batch_size"] >= 1, "batch-size", "at least 1", settings["batch_size"])
+    must(0 < settings["lr"] < float("inf"), "lr", "positive and finite", settings["lr"])
+    must(0 <= settings["sparsity"] < 1, "sparsity", "in [0, 1)", settings["sparsity"])
+    must(settings["scope"] in SCOPES, "scope", f"one of {', '.join(SCOPES)}", settings["scope"])
+    must(0 <= seed < 2**31, "seed", "in [0, 2**31)", seed)
+    must(threads >= 1, "threads", "at least 1", threads)

@@ -1,0 +1,212 @@
+"""The report of a run: what it found, as one JSON document, and that document as tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+from .loop import Trainer, evaluate
+from .machine import machine, versions
+from .models import build_model
+from .run_folder import Kind, RunFolder
+from .tables import duration, markdown_table, mean_and_spread, percent, text_table
+
+FORMAT = 1
+DENSE_PRODUCTS = (
+    "FLOPs are those that the zeros make unnecessary. This version still computes dense products with masked weights,\n"
+    "so a compressed step takes about as long as a dense one: the saving is not yet one of time."
+)
+
+
+def build_report(trainer: Trainer, folder: RunFolder, command: str) -> dict[str, Any]:
+    """The report of a finished run: reads the pair from `folder` and scores it on the test images.
+
+    ``flops`` are fractions of what dense training or inference costs, by the paper's rule (see `flops.FlopRule`).
+    """
+    history = trainer.history
+    compressed = [row["flops"] for row in history if row["phase"] == "compressed"]
+    models = {kind: _score(trainer, folder, kind) for kind in ("sparse", "dense")}
+    return {
+        "format": FORMAT,
+        "config": trainer.config.to_dict(),
+        "models": models,
+        "flops": {
+            "dense_forward_per_image": trainer.flops.dense_forward,
+            "training": sum(row["flops"] for row in history) / len(history),
+            "compressed_step": sum(compressed) / len(compressed) if compressed else None,
+            "inference": (models["sparse"] or models["dense"])["inference_flops"],
+        },
+        "time": trainer.clock.summary(),
+        "uncovered": list(trainer.sparsifier.uncovered()),
+        "data": {
+            "source": trainer.data.source,
+            "images": {part: len(getattr(trainer.data, part)) for part in ("train", "validation", "test")},
+        },
+        "machine": machine(),
+        "versions": versions(),
+        "command": command,
+        "history": history,
+    }
+
+
+def _score(trainer: Trainer, folder: RunFolder, kind: Kind) -> dict[str, Any] | None:
+    best = trainer.best(kind)
+    if best is None:
+        return None
+    state, facts = folder.load_model(kind)
+    if int(facts["epoch"]) != best["epoch"]:
+        raise UserError(
+            f"{folder.path}: {kind}.safetensors is of epoch {facts['epoch']}, must be of epoch {best['epoch']}"
+        )
+    model = build_model(trainer.config.model, trainer.data.image_shape, trainer.data.classes, trainer.config.seed)
+    model.load_state_dict(state)
+    nonzeros = trainer.flops.nonzeros(model)
+    return {
+        "epoch": best["epoch"],
+        "val_accuracy": evaluate(model, trainer.data.validation),
+        "test_accuracy": evaluate(model, trainer.data.test),
+        "weights": trainer.flops.weights,
+        "nonzeros": sum(nonzeros.values()),
+        "sparsity": 1 - sum(nonzeros.values()) / trainer.flops.weights,
+        "inference_flops": trainer.flops.forward(nonzeros) / trainer.flops.dense_forward,
+        "layers": [
+            {
+                "name": c.name,
+                "weights": c.weights,
+                "nonzeros": nonzeros[c.name],
+                "sparsity": 1 - nonzeros[c.name] / c.weights,
+            }
+            for c in trainer.flops.layers
+        ],
+    }
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """The report in a run folder, or in a JSON file copied from one. Raises UserError if there is none."""
+    file = path / "report.json" if path.is_dir() else path
+    if path.is_dir() and not file.is_file():
+        state = "an unfinished run; continue it with --resume" if RunFolder(path).holds_run else "no run"
+        raise UserError(f"{path}: holds {state} (there is no report.json)")
+    try:
+        report = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error})") from error
+    if not isinstance(report, dict) or report.get("format") != FORMAT or "models" not in report:
+        raise UserError(f"{file}: not the report of a run")
+    return report
+
+
+def summary(report: dict[str, Any]) -> str:
+    """One run as text: the pair, the FLOPs, the time."""
+    config, time, flops, models = report["config"], report["time"], report["flops"], report["models"]
+    total = sum(kind["seconds"] for kind in time.values())
+    names = {"dense": "dense twin" if models["sparse"] else "dense model", "sparse": "sparse model"}
+    rows = [
+        [
+            names[kind],
+            percent(model["test_accuracy"], 2),
+            percent(model["val_accuracy"], 2),
+            percent(model["sparsity"]),
+            percent(model["inference_flops"]),
+            str(model["epoch"]),
+        ]
+        for kind in ("dense", "sparse")
+        if (model := models[kind])
+    ]
+
+    def phases(kind: str) -> str:
+        facts = time[kind]
+        return f"{duration(facts['seconds'])} in {kind} phases ({facts['median_ms']:.1f} ms a step)"
+
+    spent = [phases(kind) for kind in ("dense", "compressed") if time[kind]["count"]]
+    spent += [f"{duration(time['flip']['seconds'])} in flips"] if time["flip"]["count"] else []
+    spent += [f"{duration(time['evaluation']['seconds'])} in evaluation"]
+    compressed = "" if flops["compressed_step"] is None else f"; a compressed step {percent(flops['compressed_step'])}"
+    lines = [
+        f"{config['preset']} {config['schedule']}, seed {config['seed']}: "
+        f"{config['epochs']} epochs in {duration(total)}",
+        "",
+        text_table(["model", "test", "validation", "sparsity", "inference FLOPs", "epoch"], rows),
+        "",
+        f"training FLOPs  {percent(flops['training'])} of dense training{compressed}",
+        f"training time   {', '.join(spent)}",
+    ]
+    if models["sparse"]:
+        lines += ["", DENSE_PRODUCTS]
+        if models["dense"]["sparsity"] >= 0.001:
+            lines.append("The dense twin's zeros are weights that got no gradient since they were last pruned.")
+    return "\n".join(lines)
+
+
+def group(reports: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Reports of runs that differ in nothing but seed and threads, under a name for each such group, in order.
+
+    Raises UserError if one run is there twice.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for report in reports:
+        setting = {key: value for key, value in report["config"].items() if key not in ("seed", "threads")}
+        groups.setdefault(json.dumps(setting, sort_keys=True), []).append(report)
+    named: dict[str, list[dict[str, Any]]] = {}
+    for members in groups.values():
+        config = members[0]["config"]
+        seeds = sorted(report["config"]["seed"] for report in members)
+        if len(set(seeds)) < len(seeds):
+            raise UserError(
+                f"report: {config['preset']} {config['schedule']} is given twice for one seed (seeds {seeds})"
+            )
+        name = f"{config['preset']} {config['schedule']}"
+        if config["schedule"] != "dense":
+            name += f" {config['sparsity']:.0%}"
+        while name in named:  # same name, other settings
+            name += "'"
+        named[name] = members
+    return named
+
+
+def comparison(reports: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of a table with a row a model and group: mean ± sample standard deviation over seeds."""
+    header = [
+        "run",
+        "model",
+        "epochs",
+        "seeds",
+        "test accuracy",
+        "validation",
+        "sparsity",
+        "inference FLOPs",
+        "training FLOPs",
+    ]
+    rows = []
+    for name, members in group(reports).items():
+        config = members[0]["config"]
+        for kind, label in (
+            ("sparse", "sparse"),
+            ("dense", "dense" if config["schedule"] == "dense" else "dense twin"),
+        ):
+            models = [report["models"][kind] for report in members]
+            # what a pruned-once run had before pruning is no result of it
+            if None in models or (kind == "dense" and config["schedule"].startswith("prune")):
+                continue
+            training = [report["flops"]["training"] for report in members]
+            rows.append(
+                [
+                    name,
+                    label,
+                    str(config["epochs"]),
+                    str(len(members)),
+                    mean_and_spread([model["test_accuracy"] for model in models], 2),
+                    mean_and_spread([model["val_accuracy"] for model in models], 2),
+                    percent(sum(model["sparsity"] for model in models) / len(models)),
+                    mean_and_spread([model["inference_flops"] for model in models]),
+                    mean_and_spread(training),
+                ]
+            )
+    return header, rows
+
+
+def comparison_markdown(reports: Sequence[dict[str, Any]]) -> str:
+    return markdown_table(*comparison(reports), left=2)

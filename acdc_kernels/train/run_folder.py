@@ -1,0 +1,120 @@
+"""A run's folder: what lies where, written whole or not at all, and guarded against holding two runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import UserError
+from .presets import RunConfig
+
+FORMAT = 1
+Kind = Literal["dense", "sparse"]
+
+
+class RunFolder:
+    """The files of one run: config.json, history.csv, report.json, curves.png, the pair's models and checkpoint/."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.curves = path / "curves.png"
+        self.checkpoint = path / "checkpoint" / "last.pt"
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "report.json").is_file()
+
+    @property
+    def holds_run(self) -> bool:
+        return (self.path / "config.json").is_file()
+
+    def config(self) -> RunConfig:
+        """The configuration of the run that lies here. Raises UserError if it cannot be read."""
+        path = self.path / "config.json"
+        try:
+            content = json.loads(path.read_text())
+            if content.pop("format") != FORMAT:
+                raise ValueError(f"format must be {FORMAT}")
+            return RunConfig(**content)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not the configuration of a run ({error})") from error
+
+    def check(self, config: RunConfig, resume: bool) -> None:
+        """Raises UserError unless `path` is new or empty, or holds the run of `config` and `resume` is set."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path}: must be a folder, is a file")
+        if self.holds_run:
+            theirs, ours = self.config().to_dict(), config.to_dict()
+            differing = [f"{key} {theirs[key]!r} there, {ours[key]!r} now" for key in ours if theirs[key] != ours[key]]
+            if differing:
+                raise UserError(f"{self.path}: holds another run ({'; '.join(differing)}); choose another --out")
+            if not resume:
+                state = "finished" if self.finished else "unfinished"
+                raise UserError(
+                    f"{self.path}: holds this run, {state}; continue it with --resume or choose another --out"
+                )
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise UserError(f"{self.path}: holds files but no run (there is no config.json); choose another --out")
+
+    def create(self, config: RunConfig) -> None:
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        self.write_json("config.json", {"format": FORMAT, **config.to_dict()})
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        with _replacing(self.path / name) as temporary:
+            temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+    def write_history(self, rows: list[dict[str, Any]]) -> None:
+        with _replacing(self.path / "history.csv") as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        with _replacing(self.checkpoint) as temporary:
+            torch.save(state, temporary)
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The state last saved, None if there is none yet. Raises UserError if it cannot be read."""
+        if not self.checkpoint.is_file():
+            return None
+        try:
+            return torch.load(self.checkpoint, weights_only=True)
+        except Exception as error:  # torch.load raises whatever the broken file provokes
+            raise UserError(f"{self.checkpoint}: cannot be read ({error})") from error
+
+    def save_model(self, kind: Kind, state: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Write ``KIND.safetensors`` with `facts` as its metadata."""
+        with _replacing(self.path / f"{kind}.safetensors") as temporary:
+            tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
+            save_file(tensors, temporary, {key: str(value) for key, value in facts.items()})
+
+    def load_model(self, kind: Kind) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """(state dict, metadata) of ``KIND.safetensors``."""
+        with safe_open(self.path / f"{kind}.safetensors", framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+class _replacing:
+    """A path to write to; on success it takes the target's place at once, on failure the target is untouched."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.temporary = target.with_name(f".{target.name}.tmp")
+
+    def __enter__(self) -> Path:
+        return self.temporary
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if failure is None:
+            os.replace(self.temporary, self.target)
+        else:
+            self.temporary.unlink(missing_ok=True)

@@ -1,0 +1,106 @@
+"""`acdc-kernels bench OP`: times one op on this machine, prints a table and writes machine-stamped JSON."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+if __package__:
+    from . import harness
+    from .machine import cores, machine
+else:  # `python benchmarks/run.py`: the installed package is the same folder
+    from acdc_kernels.benchmarks import harness
+    from acdc_kernels.benchmarks.machine import cores, machine
+
+OPS = ("topk", "update")
+DEFAULT_THREADS = (1, 2)
+
+
+def _problem(op: str, device: str, threads: list[int], json: Path | None) -> str:
+    """What is wrong with the request, or nothing."""
+    if op not in OPS:
+        return f"op must be one of {', '.join(OPS)}, got {op!r}"
+    if device not in ("cpu", "cuda"):
+        return f"device must be cpu or cuda, got {device!r}"
+    if device == "cuda" and not torch.cuda.is_available():
+        why = "this torch is built without CUDA" if not torch.version.cuda else "torch finds no CUDA device"
+        return f"device must be one that this machine has, got cuda: {why}"
+    if device == "cuda":
+        return f"device must be cpu for {op}, got cuda: this version has no CUDA kernel for it"
+    for count in threads:
+        if not 1 <= count <= cores():
+            return f"threads must be in [1, {cores()}], the cores that this process may use, got {count}"
+    if json is not None and not json.resolve().parent.is_dir():
+        return f"json must lie in a folder that exists, got {json}"
+    if json is not None and json.is_dir():
+        return f"json must be a file, got the folder {json}"
+    if importlib.util.find_spec("numpy") is None:
+        return 'numpy must be installed, for it is one of the peers: pip install "acdc-kernels[bench]"'
+    return ""
+
+
+def run(
+    op: str, device: str = "cpu", threads: list[int] | None = None, quick: bool = False, json: Path | None = None
+) -> int:
+    """Times `op` and prints the tables.
+
+    Args:
+        op: `topk` or `update`.
+        device: `cpu` (this version has no CUDA kernels for these ops).
+        threads: thread counts, timed one after the other; default 1 and 2, as far as there are cores.
+        quick: the headline case alone, few repetitions, no memory measurement.
+        json: file to write `{"machine": {...}, "rows": [...]}` to, one row a peer.
+
+    Returns:
+        The exit status: 0, or 2 after saying on stderr what is wrong with the request.
+    """
+    threads = list(threads) if threads else [count for count in DEFAULT_THREADS if count <= cores()]
+    if problem := _problem(op, device, threads, json):
+        print(f"acdc-kernels bench: {problem}", file=sys.stderr)
+        return 2
+    from acdc_kernels import _native
+
+    if not _native.available():
+        print(f"The plain torch reference is timed, not the kernels: {_native.why_not()}", file=sys.stderr)
+    backend = f"native {_native.cpu_isa()}" if _native.available() else "reference"
+    threads_before = torch.get_num_threads()
+    stamp = machine(device)
+    print(f"{stamp['cpu']}, {stamp['cores']} cores, {stamp['isa']}; torch {stamp['torch']}; interleaved medians\n")
+    bench: ModuleType = importlib.import_module(f".{op}", harness.__package__)
+    budget = harness.QUICK if quick else harness.Budget()
+    all_rows: list[harness.Row] = []
+    try:
+        with harness.keep_freed_pages() as stamp["freed_pages_kept"]:
+            for number, case in enumerate(bench.QUICK if quick else bench.CASES):
+                for group in bench.measure(case, threads, budget, backend, with_memory=number == 0 and not quick):
+                    print(harness.table(group) + "\n", flush=True)
+                    all_rows += group
+    finally:
+        torch.set_num_threads(threads_before)
+    if harness.disturbed(all_rows):
+        print(f"Some timings have fewer than {harness.FEWEST_CLEAN} clean samples: the machine was busy; run again.")
+    if json is not None:
+        harness.write_json(json, stamp, all_rows)
+        print(f"written to {json}")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="acdc-kernels bench", description=__doc__)
+    parser.add_argument("op", choices=OPS)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=int, action="append", metavar="N", help="may be repeated; default 1 and 2")
+    parser.add_argument("--quick", action="store_true", help="the headline case alone, few repetitions")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the machine and a row for each peer here")
+    given = parser.parse_args(arguments)
+    return run(given.op, given.device, given.threads, given.quick, given.json)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,24 @@
+"""`pytest benchmarks --benchmark-only`: the cases of `bench update`, one benchmark a contender."""
+
+import pytest
+import torch
+
+from acdc_kernels.benchmarks import cases, update
+
+CASES = (cases.Case(cases.SMALL, 0.9), *cases.UPDATE_QUICK)
+RUNS = [(case, name) for case in CASES for name in update.names(case)]
+
+
+@pytest.fixture(params=(1, 2))
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("case", "contender"), RUNS, ids=[f"{c.name}-{c.sparsity}-{name}" for c, name in RUNS])
+def test_update(benchmark, case, contender, threads):
+    calls = update.contenders(case, case.model.weights())
+    benchmark.group = f"update {case.name} {case.sparsity:.0%} {threads} threads"
+    benchmark.pedantic(calls[contender], rounds=7, warmup_rounds=1)

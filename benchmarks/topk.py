@@ -1,0 +1,106 @@
+"""`bench topk`: exact top-k masks by magnitude against torch's and numpy's ways, and one read of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from acdc_kernels import topk_mask, unpack_mask
+from acdc_kernels.ops.roofline.contract import roofline_read_op
+
+from . import cases, memory
+from .cases import Case
+from .harness import Budget, Row, interleave, rows
+
+CASES, QUICK = cases.TOPK, cases.TOPK_QUICK
+ROOFLINE = "read every weight once"
+OURS_AGAIN = "ours, entered twice (noise)"
+
+Contenders = dict[str, Callable[[], object]]
+
+
+def _flat_magnitudes(weights: Sequence[Tensor]) -> Tensor:
+    return torch.cat([w.flatten() for w in weights]).abs_()
+
+
+def torch_topk(weights: Sequence[Tensor], keep: int) -> object:
+    """Which weights stay, as values and indices into the concatenation."""
+    return torch.topk(_flat_magnitudes(weights), keep, sorted=False)
+
+
+def torch_kthvalue(weights: Sequence[Tensor], keep: int) -> Tensor:
+    """The largest magnitude that goes; no masks yet."""
+    flat = _flat_magnitudes(weights)
+    return flat.kthvalue(flat.numel() - keep).values
+
+
+def torch_kthvalue_masks(weights: Sequence[Tensor], keep: int) -> list[Tensor]:
+    threshold = torch_kthvalue(weights, keep)
+    return [w.abs() > threshold for w in weights]
+
+
+def numpy_partition(weights: Sequence[Tensor], keep: int) -> object:
+    """The threshold by numpy's introselect; no masks yet."""
+    import numpy as np
+
+    flat = np.concatenate([np.abs(w.numpy().ravel()) for w in weights])
+    return np.partition(flat, flat.size - keep)
+
+
+PEERS: dict[str, Callable[[Sequence[Tensor], int], object]] = {
+    "torch cat+topk": torch_topk,
+    "torch cat+kthvalue": torch_kthvalue,
+    "torch cat+kthvalue+masks": torch_kthvalue_masks,
+    "numpy partition": numpy_partition,
+}
+
+
+def contenders(case: Case, weights: list[Tensor]) -> Contenders:
+    """Name -> call. With a budget for each layer, a peer is called layer by layer."""
+    keep = case.keep()
+    calls: Contenders = {"ours": lambda: topk_mask(weights, keep)}
+    for name, peer in PEERS.items():
+        if isinstance(keep, int):
+            calls[name] = lambda peer=peer, keep=keep: peer(weights, keep)
+        else:
+            calls[name] = lambda peer=peer, keep=keep: [peer([w], k) for w, k in zip(weights, keep, strict=True)]
+    return calls
+
+
+def check(case: Case, weights: list[Tensor]) -> None:
+    """A wrong answer has no speed: exactly `keep` weights stay, and none of them is smaller than one that goes."""
+    keep = case.keep()
+    kept = [unpack_mask(bits, w.shape) for bits, w in zip(topk_mask(weights, keep), weights, strict=True)]
+    counts = [int(mask.sum()) for mask in kept]
+    if (sum(counts) if isinstance(keep, int) else counts) != keep:
+        raise RuntimeError(f"bench topk: {case.name} must keep {keep} weights, got {counts}")
+    pairs = [(w[m].abs(), w[~m].abs()) for w, m in zip(weights, kept, strict=True)]
+    if isinstance(keep, int):
+        pairs = [(torch.cat([stays for stays, _ in pairs]), torch.cat([goes for _, goes in pairs]))]
+    if any(stays.numel() and goes.numel() and stays.min() < goes.max() for stays, goes in pairs):
+        raise RuntimeError(f"bench topk: {case.name} dropped a weight larger than one that it kept")
+
+
+def measure(case: Case, threads: Sequence[int], budget: Budget, backend: str, with_memory: bool) -> Iterator[list[Row]]:
+    """The rows of one case, a list for each thread count; `torch.set_num_threads` is left changed."""
+    weights = case.model.weights()
+    check(case, weights)
+    calls = contenders(case, weights)
+    calls[OURS_AGAIN] = calls["ours"]
+    calls[ROOFLINE] = lambda: roofline_read_op(weights)
+    extra = {}
+    if with_memory:  # per-thread scratch grows with threads: measure the worst
+        for name in ("ours", *PEERS):
+            extra[name] = memory.measure(case, name, max(threads))
+    for count in threads:
+        torch.set_num_threads(count)
+        facts = {
+            "op": "topk", "case": case.name, "pattern": "unstructured", "sparsity": case.sparsity, "dtype": "float32",
+            "threads": count, "device": "cpu", "backend": backend, "weights": case.model.numel,
+        }  # fmt: skip
+        group = rows(interleave(calls, budget), roofline=ROOFLINE, facts=facts)
+        for row in group:
+            row |= memory.columns("ours", extra.get("ours")) | memory.columns("peer", extra.get(row["peer"]))
+        yield group

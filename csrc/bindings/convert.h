@@ -1,0 +1,49 @@
+// From torch's stable ABI to what kernels take: tensors as TensorRef, torch's threads as a Pool.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/dtype.h"
+#include "common/parallel.h"
+#include "common/strided.h"
+
+namespace acdc {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline void torch_pool(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
+}
+
+inline Pool pool() { return {torch_pool, static_cast<int>(torch::stable::get_num_threads())}; }
+
+inline TensorRef ref(const Tensor& t) {
+  STD_TORCH_CHECK(t.dim() <= kMaxDims, "acdc_kernels: a tensor must have at most ", kMaxDims, " dimensions, got ", t.dim());
+  return {t.data_ptr(), t.numel(), t.sizes().data(), t.strides().data(), static_cast<int>(t.dim()), t.is_contiguous()};
+}
+
+inline DType dtype_of(const Tensor& t, const char* op) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return DType::f32;
+    case ScalarType::Double: return DType::f64;
+    case ScalarType::BFloat16: return DType::bf16;
+    case ScalarType::Half: return DType::f16;
+    default: STD_TORCH_CHECK(false, op, ": tensors must be float32, float64, bfloat16 or float16");
+  }
+}
+
+// Memory safety only: the public functions validate with messages that name the argument.
+inline const uint8_t* bits_of(const Tensor& bits, int64_t numel, const char* op) {
+  STD_TORCH_CHECK(bits.scalar_type() == ScalarType::Byte && bits.is_cpu() && bits.is_contiguous() && bits.numel() == (numel + 7) / 8, op,
+                  ": a mask must be contiguous uint8 of one bit an element");
+  return static_cast<const uint8_t*>(bits.const_data_ptr());
+}
+
+}  // namespace acdc

@@ -1,0 +1,42 @@
+#include "common/isa.h"
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+namespace acdc {
+
+const char* isa_name(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "generic"; }
+
+bool isa_available(Isa isa) {
+#ifdef ACDC_X86
+  if (isa == Isa::avx512)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("bmi2") && isa_available(Isa::avx2);
+  if (isa == Isa::avx2)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
+           __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("f16c");
+#endif
+  return isa == Isa::generic;
+}
+
+static Isa choose() {
+  const char* wanted = std::getenv("ACDC_CPU_ISA");
+  for (Isa isa : {Isa::avx512, Isa::avx2, Isa::generic}) {
+    if (wanted && *wanted) {
+      if (std::string(wanted) != isa_name(isa)) continue;
+      if (!isa_available(isa))
+        throw std::runtime_error("ACDC_CPU_ISA: must name a level that this build and processor have, got '" + std::string(wanted) + "'");
+      return isa;
+    }
+    if (isa_available(isa)) return isa;
+  }
+  throw std::runtime_error("ACDC_CPU_ISA: must be avx512, avx2 or generic, got '" + std::string(wanted) + "'");
+}
+
+Isa cpu_isa() {
+  static const Isa isa = choose();
+  return isa;
+}
+
+}  // namespace acdc

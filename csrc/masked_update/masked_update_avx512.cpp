@@ -1,0 +1,2 @@
+#define ACDC_MASKED_UPDATE_TABLE masked_update_kernels_avx512
+#include "masked_update/masked_update_kernels.inc"

@@ -1,0 +1,2 @@
+#define ACDC_TOPK_TABLE topk_kernels_generic
+#include "topk/topk_kernels.inc"

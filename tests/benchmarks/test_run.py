@@ -1,0 +1,169 @@
+"""`bench OP`: what a request must be, what a run writes, and that the cases are what they claim."""
+
+import json
+import platform
+import re
+import socket
+import warnings
+
+import pytest
+import torch
+
+from acdc_kernels import topk_mask
+from acdc_kernels.benchmarks import cases, memory, topk, update
+from acdc_kernels.benchmarks.harness import ROW_KEYS, Budget
+from acdc_kernels.benchmarks.machine import cores, machine
+from acdc_kernels.benchmarks.run import main, run
+
+TYPES = {
+    "op": str, "case": str, "pattern": str, "sparsity": float, "dtype": str, "threads": int, "device": str,
+    "ours_ms": float, "peer": str, "peer_ms": float, "speedup": float,
+}  # fmt: skip
+TINY = cases.Case(cases.TINY, 0.9)
+
+
+@pytest.fixture(autouse=True)
+def _tiny_cases(monkeypatch):
+    monkeypatch.setattr(topk, "QUICK", (TINY, cases.Case(cases.TINY, 0.9, "layer")))
+    monkeypatch.setattr(update, "QUICK", (TINY, cases.Case(cases.TINY, 0.0)))
+    monkeypatch.setattr(
+        "acdc_kernels.benchmarks.harness.QUICK", Budget(clean=1, rounds=2, seconds=1.0, fewest_rounds=1)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the reference runs where nothing is compiled
+        yield
+
+
+PEERS = {
+    ("topk", "tiny/global", 0.9): [*topk.PEERS, topk.OURS_AGAIN, topk.ROOFLINE],
+    ("topk", "tiny/layer", 0.9): [*topk.PEERS, topk.OURS_AGAIN, topk.ROOFLINE],
+    ("update", "tiny/global", 0.9): [
+        "torch SGD foreach", "torch SGD foreach + bool masks", "torch SGD foreach + float masks",
+        "torch SGD fused", "torch SGD fused + bool masks", "torch SGD fused + float masks",
+        update.ROOFLINE, update.OURS_AGAIN,
+    ],
+    ("update", "tiny/global", 0.0): ["torch SGD foreach", "torch SGD fused", update.ROOFLINE, update.OURS_AGAIN],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", ["topk", "update"])
+def test_quick_run_writes_the_rows_of_the_design(op, tmp_path, capsys):
+    file = tmp_path / "out.json"
+    threads = torch.get_num_threads()
+    assert run(op, threads=[1], quick=True, json=file) == 0
+    assert torch.get_num_threads() == threads
+    written = json.loads(file.read_text())
+    assert set(written) == {"machine", "rows"}
+    found = {}
+    for row in written["rows"]:
+        assert set(ROW_KEYS) <= set(row)
+        assert all(isinstance(row[key], kind) for key, kind in TYPES.items())
+        assert row["ours_ms"] > 0
+        assert row["speedup"] == pytest.approx(row["peer_ms"] / row["ours_ms"], rel=2e-3)
+        found.setdefault((row["op"], row["case"], row["sparsity"]), []).append(row["peer"])
+    assert {key: sorted(peers) for key, peers in found.items()} == {
+        key: sorted(peers) for key, peers in PEERS.items() if key[0] == op
+    }
+    printed = capsys.readouterr().out
+    assert all(row["peer"] in printed for row in written["rows"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sorting",), "op must be one of topk, update, got 'sorting'"),
+        (("topk", "tpu"), "device must be cpu or cuda, got 'tpu'"),
+        (("topk", "cpu", [0]), r"threads must be in \[1, \d+\]"),
+        (("topk", "cpu", [1, 10**6]), r"threads must be in \[1, \d+\].* got 1000000"),
+    ],
+)
+def test_bad_requests_say_what_is_wrong(arguments, message, capfd):
+    assert run(*arguments) == 2
+    captured = capfd.readouterr()
+    assert re.search(message, captured.err)
+    assert captured.out == ""
+
+
+def test_cuda_without_a_device_is_an_error(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run("topk", "cuda") == 2
+    assert "got cuda: " in capsys.readouterr().err
+
+
+def test_json_in_a_missing_folder_is_an_error_before_anything_runs(tmp_path, capsys):
+    assert run("topk", quick=True, json=tmp_path / "no" / "out.json") == 2
+    assert "json must lie in a folder that exists" in capsys.readouterr().err
+
+
+def test_main_takes_repeated_threads(monkeypatch, tmp_path):
+    seen = {}
+    monkeypatch.setattr("acdc_kernels.benchmarks.run.run", lambda *given: seen.update(given=given) or 0)
+    assert main(["update", "--threads", "1", "--threads", "2", "--quick", "--json", str(tmp_path / "x.json")]) == 0
+    assert seen["given"] == ("update", "cpu", [1, 2], True, tmp_path / "x.json")
+
+
+def test_machine_stamp_is_plain_json_without_host_name_or_path():
+    stamp = machine()
+    text = json.dumps(stamp)
+    assert {"cpu", "cores", "isa", "caches", "memory_gib", "torch", "date", "commit"} <= set(stamp)
+    assert stamp["cores"] == cores()
+    assert "/" not in text.replace(platform.release(), "").replace(stamp["cpu"], "")
+    assert json.dumps(socket.gethostname()) not in text
+
+
+@pytest.mark.parametrize("model", cases.MODELS.values(), ids=list(cases.MODELS))
+def test_models_count_their_weights(model):
+    assert model.numel == sum(torch.empty(shape, device="meta").numel() for shape in model.shapes)
+
+
+def test_resnet50_has_54_tensors_and_25_million_weights():
+    assert (len(cases.RESNET50.shapes), cases.RESNET50.numel) == (54, 25_502_912)
+
+
+def test_weights_are_reproducible_kaiming_normals():
+    first, second = cases.SMALL.weights(), cases.SMALL.weights()
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert first[1].std().item() == pytest.approx((2 / 1024) ** 0.5, rel=0.01)
+
+
+@pytest.mark.parametrize(("scope", "want"), [("global", 127), ("layer", [31, 63, 33])])
+def test_keep_is_n_minus_the_rounded_sparsity_times_n(scope, want):
+    assert [torch.Size(shape).numel() for shape in cases.TINY.shapes] == [315, 627, 330]
+    assert cases.Case(cases.TINY, 0.9, scope).keep() == want
+
+
+def test_a_wrong_mask_is_not_timed(monkeypatch):
+    def one_too_many(weights, keep):
+        return topk_mask(weights, keep + 1)
+
+    monkeypatch.setattr(topk, "topk_mask", one_too_many)
+    with pytest.raises(RuntimeError, match="must keep"):
+        topk.check(TINY, TINY.model.weights())
+
+
+def test_smallest_weights_kept_are_not_timed(monkeypatch):
+    def smallest(weights, keep):
+        return topk_mask([1 / w for w in weights], keep)
+
+    monkeypatch.setattr(topk, "topk_mask", smallest)
+    with pytest.raises(RuntimeError, match="dropped a weight larger"):
+        topk.check(TINY, TINY.model.weights())
+
+
+def test_an_update_that_differs_from_torch_is_not_timed(monkeypatch):
+    def slower(params, lr, **options):
+        return torch.optim.SGD(params, lr=2 * lr, **options)
+
+    monkeypatch.setattr(update, "MaskedSGD", slower)
+    dense = cases.Case(cases.TINY, 0.0)
+    monkeypatch.setattr(torch.optim.SGD, "masks", {}, raising=False)
+    with pytest.raises(RuntimeError, match="differs from torch's SGD"):
+        update.check(dense, dense.model.weights())
+
+
+@pytest.mark.skipif(bool(memory.why_not()), reason=memory.why_not())
+def test_extra_memory_of_a_concatenation_is_at_least_the_weights():
+    extra = memory.measure(cases.Case(cases.SMALL, 0.9), "torch cat+kthvalue", threads=1)
+    assert extra.weights == 4 * cases.SMALL.numel
+    assert 95 < extra.percent < 500
+    assert extra.reserved_percent > 95

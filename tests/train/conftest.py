@@ -1,0 +1,66 @@
+"""A few seconds of training that several tests look at, and Fashion-MNIST's four files in miniature."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from acdc_kernels.train import fashion_mnist
+from acdc_kernels.train.command import Options, run_training
+
+SHORT = {"preset": "demo", "epochs": 5, "batch_size": 128, "lr": 0.1, "threads": 1}
+
+
+def quiet(_text: str) -> None:
+    """Swallow what a command says."""
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of a finished short run of the demo; made once for each setting."""
+    made: dict[tuple, Path] = {}
+
+    def make(schedule: str = "acdc", seed: int = 0) -> Path:
+        if (schedule, seed) not in made:
+            out = tmp_path_factory.mktemp("runs") / f"{schedule}-{seed}"
+            run_training(Options(**SHORT, schedule=schedule, seed=seed, out=out), "a test", quiet)
+            made[schedule, seed] = out
+        return made[schedule, seed]
+
+    return make
+
+
+def idx(array: torch.Tensor) -> bytes:
+    """`array` (uint8) as an IDX file."""
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.numpy().tobytes()
+
+
+@pytest.fixture
+def miniature(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """The content of four small IDX files, which the loader takes for Fashion-MNIST's while the test runs."""
+    generator = torch.Generator().manual_seed(0)
+    content = {}
+    for part, images in (("train", 48), ("t10k", 16)):
+        pixels = torch.randint(0, 256, (images, 28, 28), generator=generator, dtype=torch.uint8)
+        labels = (torch.arange(images) % 10).to(torch.uint8)
+        content[f"{part}-images-idx3-ubyte"] = idx(pixels)
+        content[f"{part}-labels-idx1-ubyte"] = idx(labels)
+    digests = {name: hashlib.sha256(content[name]).hexdigest() for name in fashion_mnist.SHA256}
+    monkeypatch.setattr(fashion_mnist, "SHA256", digests)
+    monkeypatch.setattr(fashion_mnist, "DEFAULT_FOLDERS", (Path("/nowhere"),))
+    return content
+
+
+def lay(content: dict[str, bytes], folder: Path, zipped: bool = True) -> Path:
+    """Write the files of `content` to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in content.items():
+        path = folder / (f"{name}.gz" if zipped else name)
+        path.write_bytes(gzip.compress(data) if zipped else data)
+    return folder

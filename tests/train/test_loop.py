@@ -1,0 +1,199 @@
+"""Training itself: bits that repeat, stopping and resuming at any step, and the choice of the pair."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+
+import pytest
+import torch
+
+from acdc_kernels.train import clock, data
+from acdc_kernels.train.command import Options, run_training
+from acdc_kernels.train.errors import UserError
+from acdc_kernels.train.loop import Interrupted, Trainer, lr_factor
+from acdc_kernels.train.presets import make_config
+from acdc_kernels.train.progress import Progress
+from acdc_kernels.train.run_folder import RunFolder
+
+from .conftest import SHORT, quiet
+
+STEPS = 9  # an epoch of the short run: 1197 training images, 128 a step
+
+
+def models(folder):
+    """The two models of a run, and its last checkpoint's model and momentum."""
+    run = RunFolder(folder)
+    last = run.load_checkpoint()
+    momentum = {f"momentum {i}": state["momentum_buffer"] for i, state in last["optimizer"]["state"].items()}
+    tensors = {f"last {name}": tensor for name, tensor in last["model"].items()} | momentum
+    for kind in ("sparse", "dense"):
+        if (folder / f"{kind}.safetensors").exists():
+            tensors |= {f"{kind} {name}": tensor for name, tensor in run.load_model(kind)[0].items()}
+    return tensors
+
+
+def same_bits(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def history(folder):
+    """The history without wall clock."""
+    rows = RunFolder(folder).load_checkpoint()["history"]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def test_two_runs_of_a_seed_are_equal_and_of_two_seeds_are_not(finished, tmp_path):
+    run_training(Options(**SHORT, out=tmp_path / "again"), "a test", quiet)
+    assert same_bits(models(finished()), models(tmp_path / "again"))
+    assert history(finished()) == history(tmp_path / "again")
+    assert not same_bits(models(finished()), models(finished(seed=1)))
+
+
+# epochs of the short run: dense, compressed, dense, dense, compressed
+@pytest.mark.parametrize(
+    "stops",
+    [
+        [1],  # first step of all
+        [STEPS - 1],  # the step before a flip
+        [STEPS],  # the flip itself, at the end of an epoch
+        [STEPS + 3],  # inside a compressed phase
+        [2 * STEPS],  # momentum has just been reset
+        [3 * STEPS + 4, 4 * STEPS + 1, 5 * STEPS - 1],  # three times, the last just before the end
+    ],
+    ids=str,
+)
+def test_stopping_and_resuming_changes_no_bit(finished, tmp_path, monkeypatch, stops):
+    steps_taken = 0
+    show = Progress.step
+
+    def step_and_stop(self, *shown):
+        nonlocal steps_taken
+        steps_taken += 1
+        if steps_taken in stops:
+            signal.raise_signal(signal.SIGINT)
+        show(self, *shown)
+
+    monkeypatch.setattr(Progress, "step", step_and_stop)
+    said = []
+    for stop in stops:
+        with pytest.raises(Interrupted) as stopped:
+            run_training(Options(**SHORT, out=tmp_path, resume=stop != stops[0]), "a test", said.append)
+        assert (stopped.value.signal, steps_taken) == (signal.SIGINT, stop)
+        assert not (tmp_path / "report.json").exists()
+        assert said[-1].endswith(f"acdc-kernels train --resume --out {tmp_path}")
+    run_training(Options(out=tmp_path, resume=True), "a test", quiet)
+    assert steps_taken == 5 * STEPS
+    assert same_bits(models(finished()), models(tmp_path))
+    assert history(finished()) == history(tmp_path)
+    assert (tmp_path / "history.csv").read_text().count("\n") == 6
+
+
+def test_ctrl_c_from_outside_then_resume(finished, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "acdc_kernels", "train", "--out", str(out)]
+    settings = [f"--{name.replace('_', '-')}={value}" for name, value in SHORT.items()]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen([*command, *settings], stdout=subprocess.PIPE, text=True, env=environment) as run:
+        for line in run.stdout:
+            if line.startswith("epoch 1/5"):
+                time.sleep(0.01)
+                run.send_signal(signal.SIGINT)
+                break
+        said = run.stdout.read()
+    assert run.returncode == 128 + signal.SIGINT
+    assert f"go on with:\n  acdc-kernels train --resume --out {out}\n" in said
+    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True)
+    assert f"going on with {out} at step " in again.stdout
+    assert same_bits(models(finished()), models(out))
+
+
+def test_a_second_signal_acts_as_usual():
+    with clock.StopRequest() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.signal == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("schedule", ["acdc", "prune-once", "prune-late"])
+def test_exactly_the_asked_number_of_weights_is_kept(finished, schedule):
+    folder = RunFolder(finished(schedule))
+    state, facts = folder.load_model("sparse")
+    weights = [tensor for name, tensor in state.items() if tensor.ndim == 2]
+    total = sum(weight.numel() for weight in weights)
+    assert sum(int(weight.count_nonzero()) for weight in weights) == total - round(0.9 * total)
+    masked = torch.cat([weight[weight == 0] for weight in weights])
+    assert not masked.signbit().any()
+    assert facts["schedule"] == schedule
+
+
+def test_a_mask_is_fixed_inside_a_phase_and_prune_once_never_changes_it(finished):
+    last = RunFolder(finished("prune-once")).load_checkpoint()
+    best, _ = RunFolder(finished("prune-once")).load_model("sparse")
+    for name in ("1.weight", "3.weight", "5.weight"):
+        assert torch.equal(best[name] != 0, last["model"][name] != 0)
+
+
+def test_the_pair_is_the_best_epoch_of_its_last_phase(finished):
+    # kind: first and last epoch of the last phase of that kind in the 5-epoch acdc run
+    phases = {"dense": (3, 4), "sparse": (5, 5)}
+    rows = history(finished())
+    for kind, (first, last) in phases.items():
+        _, facts = RunFolder(finished()).load_model(kind)
+        candidates = [row for row in rows if first <= row["epoch"] <= last]
+        best = max(candidates, key=lambda row: row["val_accuracy"])
+        assert (int(facts["epoch"]), float(facts["val_accuracy"])) == (best["epoch"], best["val_accuracy"])
+
+
+def test_an_epoch_before_a_flip_is_judged_before_it(finished):
+    """Pruning is part of `Sparsifier.step`; the dense epoch just before it must not be scored as a sparse one."""
+    rows = history(finished("prune-late"))
+    assert [row["sparsity"] > 0.5 for row in rows] == [False] * 4 + [True]
+    dense, _ = RunFolder(finished("prune-late")).load_model("dense")
+    assert all(tensor.count_nonzero() > 0.9 * tensor.numel() for tensor in dense.values())
+
+
+def test_history_counts_flops_from_actual_nonzeros(finished):
+    for row in history(finished()):
+        share = 0.1 if row["phase"] == "compressed" else 1.0
+        assert row["flops"] == pytest.approx(share, abs=0.12)
+        # an MLP's cost is that of its weights, up to bias and ReLU
+        assert row["flops"] == pytest.approx(1 - row["sparsity"], abs=0.003)
+
+
+def test_divergence_stops_the_run(tmp_path):
+    with pytest.raises(UserError, match=r"loss is (nan|inf) at step \d+: training diverged; try a lower --lr"):
+        run_training(Options(**{**SHORT, "lr": 1e6}, out=tmp_path / "run"), "a test", quiet)
+
+
+def test_a_batch_larger_than_the_data():
+    digits = data.load("digits", validation=0.5, seed=0)
+    with pytest.raises(UserError, match="batch-size: must be at most 719 training images, got 720"):
+        Trainer(make_config("demo", batch_size=720, threads=1), digits)
+
+
+def test_learning_rate_warms_up_then_falls_as_a_cosine():
+    factors = [lr_factor(step, warmup=4, total=104) for step in range(105)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[54] == pytest.approx(0.5)
+    assert factors[104] == pytest.approx(0.0)
+    assert all(later < earlier for earlier, later in pairwise(factors[4:]))
+    assert math.isclose(lr_factor(0, warmup=0, total=10), 1.0)
+
+
+def test_the_clock_knows_every_step(finished):
+    times = RunFolder(finished()).load_checkpoint()["seconds"]
+    assert {kind: len(each) for kind, each in times.items()} == {
+        "dense": 3 * STEPS,
+        "compressed": 2 * STEPS,
+        "flip": 3,
+        "evaluation": 5,
+    }
+    assert clock.Clock({"dense": [0.1, 0.2, 0.6], "flip": []}).summary() == {
+        "dense": {"count": 3, "seconds": pytest.approx(0.9), "median_ms": pytest.approx(200)},
+        "flip": {"count": 0, "seconds": 0, "median_ms": None},
+    }

@@ -1,0 +1,83 @@
+"""Presets, the lengths of a schedule's parts, and settings that cannot work."""
+
+import pytest
+
+from acdc_kernels.train.errors import UserError
+from acdc_kernels.train.presets import PRESETS, SCHEDULES, make_config, phase_lengths
+
+# kind of each epoch: d dense, c compressed
+EPOCHS = {
+    ("acdc", 4): "dcdc",
+    ("acdc", 5): "dcddc",
+    ("acdc", 10): "dcdcdcddcc",
+    ("acdc", 20): "ddcdcdcdcdcdcdcddccc",
+    ("prune-once", 2): "dc",
+    ("prune-once", 20): "ddcccccccccccccccccc",
+    ("prune-late", 3): "ddc",
+    ("prune-late", 20): "dddddddddddddddddccc",
+    ("dense", 3): "ddd",
+}
+
+
+@pytest.mark.parametrize(("schedule", "epochs"), EPOCHS)
+def test_phases_epoch_by_epoch(schedule, epochs):
+    built = make_config("demo", schedule=schedule, epochs=epochs, threads=1).build_schedule(steps_per_epoch=7)
+    assert built.total_steps == 7 * epochs
+    assert "".join(built.at(7 * epoch).kind[0] for epoch in range(epochs)) == EPOCHS[schedule, epochs]
+    assert all(built.at(7 * epoch).kind == built.at(7 * epoch + 6).kind for epoch in range(epochs))
+
+
+@pytest.mark.parametrize("epochs", [4, 7, 16, 33, 100, 200])
+def test_the_baselines_share_warmup_and_last_phase_with_acdc(epochs):
+    acdc, once, late = (phase_lengths(name, epochs) for name in ("acdc", "prune-once", "prune-late"))
+    assert once["warmup"] == acdc["warmup"]
+    assert late["final_compressed"] == acdc["final_compressed"]
+
+
+def test_100_epochs_are_the_papers_resnet50_run():
+    assert phase_lengths("acdc", 100) == {
+        "total": 100,
+        "warmup": 10,
+        "compressed": 5,
+        "dense": 5,
+        "final_dense": 10,
+        "final_compressed": 15,
+    }
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_preset_works_with_every_schedule(preset, schedule):
+    config = make_config(preset, schedule=schedule, threads=2)
+    assert config.build_schedule(10).total_steps == 10 * config.epochs
+    assert config.sparsity == (0.0 if schedule == "dense" else 0.9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": "acdc", "epochs": 3}, "epochs: must be at least 4 for schedule 'acdc', got 3"),
+        ({"schedule": "prune-once", "epochs": 1}, "epochs: must be at least 2 for schedule 'prune-once', got 1"),
+        ({"schedule": "prune-late", "epochs": 2}, "epochs: must be at least 3 for schedule 'prune-late', got 2"),
+        ({"epochs": 0}, "epochs: must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch-size: must be at least 1, got 0"),
+        ({"lr": -0.1}, "lr: must be positive and finite, got -0.1"),
+        ({"lr": float("nan")}, "lr: must be positive and finite, got nan"),
+        ({"sparsity": 1.0}, r"sparsity: must be in \[0, 1\), got 1.0"),
+        ({"sparsity": -0.1}, r"sparsity: must be in \[0, 1\), got -0.1"),
+        ({"scope": "row"}, "scope: must be one of global, layer, got 'row'"),
+        ({"seed": -1}, r"seed: must be in \[0, 2\*\*31\), got -1"),
+        ({"threads": 0}, "threads: must be at least 1, got 0"),
+        ({"schedule": "cyclic"}, "schedule: must be one of acdc, dense, prune-once, prune-late, got 'cyclic'"),
+    ],
+)
+def test_impossible_settings(changes, message):
+    with pytest.raises(UserError, match=message):
+        make_config("demo", **{"threads": 1, **changes})
+
+
+def test_unknown_preset():
+    with pytest.raises(
+        UserError, match="preset: must be one of demo, fashion-mnist-mlp, fashion-mnist, got 'imagenet'"
+    ):
+        make_config("imagenet", threads=1)

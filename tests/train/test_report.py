@@ -1,0 +1,195 @@
+"""What a run reports, and how several runs are compared."""
+
+import copy
+import json
+import re
+import struct
+
+import pytest
+
+from acdc_kernels.train import tables
+from acdc_kernels.train.command import show_reports
+from acdc_kernels.train.errors import UserError
+from acdc_kernels.train.report import comparison, read_report, summary
+
+from .conftest import quiet
+
+
+def png_size(path):
+    head = path.read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">2I", head[16:24])
+
+
+def test_the_report_of_an_acdc_run(finished):
+    report = read_report(finished())
+    sparse, dense = report["models"]["sparse"], report["models"]["dense"]
+    assert sparse["nonzeros"] == sparse["weights"] - round(0.9 * sparse["weights"])
+    assert sparse["sparsity"] == pytest.approx(0.9, abs=1e-6)
+    assert sum(layer["nonzeros"] for layer in sparse["layers"]) == sparse["nonzeros"]
+    assert [layer["name"] for layer in sparse["layers"]] == ["1", "3", "5"]
+    for model in (sparse, dense):
+        row = report["history"][model["epoch"] - 1]
+        assert model["val_accuracy"] == row["val_accuracy"]
+        assert 0.5 < model["test_accuracy"] <= 1
+    flops = [row["flops"] for row in report["history"]]
+    assert report["flops"]["training"] == pytest.approx(sum(flops) / 5)
+    assert report["flops"]["compressed_step"] == pytest.approx((flops[1] + flops[4]) / 2)
+    assert report["flops"]["inference"] == sparse["inference_flops"]
+    assert report["data"]["images"] == {"train": 1197, "validation": 240, "test": 360}
+    assert report["command"] == "a test"
+    assert {"acdc-kernels", "torch", "python"} <= report["versions"].keys()
+    assert report["machine"]["cores"] >= 1
+
+
+def test_the_report_of_a_dense_run_claims_nothing_sparse(finished):
+    report = read_report(finished("dense"))
+    assert report["models"]["sparse"] is None
+    assert report["flops"]["training"] == pytest.approx(1, abs=1e-3)
+    assert report["flops"]["compressed_step"] is None
+    text = summary(report)
+    assert "sparse model" not in text
+    assert "twin" not in text
+    assert "dense model" in text
+
+
+def test_the_summary_shows_the_pair_and_says_that_time_is_not_saved_yet(finished):
+    text = summary(read_report(finished()))
+    assert re.search(r"^dense twin +\d\d\.\d\d% +\d\d\.\d\d% ", text, re.M)
+    assert re.search(r"^sparse model +\d\d\.\d\d% +\d\d\.\d\d% +90\.0% +10\.\d% ", text, re.M)
+    assert re.search(r"^training FLOPs +6\d\.\d% of dense training; a compressed step 10\.\d%$", text, re.M)
+    assert re.search(
+        r"^training time +[\d.]+ s in dense phases .* ms a step\), [\d.]+ s in compressed phases", text, re.M
+    )
+    assert "still computes dense products" in text
+
+
+@pytest.mark.parametrize("schedule", ["acdc", "dense"])
+def test_the_curves_are_drawn(finished, schedule):
+    assert png_size(finished(schedule) / "curves.png") == (1200, 780)
+
+
+def test_seeds_are_averaged(finished):
+    reports = [read_report(finished("acdc", seed)) for seed in (0, 1)] + [read_report(finished("dense"))]
+    for report, accuracy in zip(reports, (0.90, 0.92, 0.95), strict=True):
+        report["models"]["dense"]["test_accuracy"] = accuracy
+        if report["models"]["sparse"]:
+            report["models"]["sparse"]["test_accuracy"] = accuracy - 0.1
+    header, rows = comparison(reports)
+    column = {name: [row[header.index(name)] for row in rows] for name in ("run", "model", "seeds", "test accuracy")}
+    assert column == {
+        "run": ["demo acdc 90%", "demo acdc 90%", "demo dense"],
+        "model": ["sparse", "dense twin", "dense"],
+        "seeds": ["2", "2", "1"],
+        "test accuracy": ["81.00 ± 1.41%", "91.00 ± 1.41%", "95.00%"],
+    }
+
+
+def test_runs_of_other_settings_are_not_averaged(finished):
+    report = read_report(finished())
+    other = copy.deepcopy(report)
+    other["config"] |= {"lr": 1.0, "seed": 1}
+    assert [row[3] for row in comparison([report, other])[1]] == ["1"] * 4
+
+
+def test_a_run_given_twice(finished):
+    with pytest.raises(UserError, match=r"demo acdc is given twice for one seed \(seeds \[0, 0\]\)"):
+        show_reports([finished(), finished() / "report.json"], None, None, quiet)
+
+
+def test_several_runs_as_markdown_and_plot(finished, tmp_path):
+    said = []
+    folders = [finished(), finished("acdc", 1), finished("prune-once"), finished("dense")]
+    show_reports(folders, tmp_path / "table.md", tmp_path / "curves.png", said.append)
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert lines[0].startswith("| run | model | epochs | seeds | test accuracy |")
+    assert lines[1].startswith("| --- | --- | ---: |")
+    assert [line.split(" | ")[:2] for line in lines[2:]] == [
+        ["| demo acdc 90%", "sparse"],
+        ["| demo acdc 90%", "dense twin"],
+        ["| demo prune-once 90%", "sparse"],
+        ["| demo dense", "dense"],
+    ]
+    assert said[0].splitlines()[0].split()[:2] == ["run", "model"]
+    assert png_size(tmp_path / "curves.png")[0] == 1200
+
+
+def test_benchmark_files(tmp_path):
+    row = {
+        "op": "topk",
+        "case": "resnet50",
+        "pattern": "unstructured",
+        "sparsity": 0.9,
+        "dtype": "float32",
+        "threads": 2,
+    }
+    row |= {"device": "cpu", "ours_ms": 7.1, "peer": "torch.topk", "peer_ms": 255.6, "speedup": 36.0}
+    (tmp_path / "bench.json").write_text(
+        json.dumps({"machine": {}, "rows": [row, {**row, "ours_ms": None, "speedup": None}]})
+    )
+    said = []
+    show_reports([tmp_path / "bench.json"], tmp_path / "table.md", None, said.append)
+    assert said[0].splitlines()[2].split() == [
+        "topk",
+        "resnet50",
+        "float32",
+        "torch.topk",
+        "2",
+        "7.10",
+        "255.60",
+        "36.00x",
+    ]
+    assert "| topk | resnet50 | float32 | torch.topk | 2 | - | 255.60 | - |" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("absent", None, "cannot be read"),
+        ("broken.json", "{", "cannot be read"),
+        ("other.json", "{}", "not the report of a run"),
+        ("list.json", "[1]", "not the report of a run"),
+    ],
+)
+def test_what_is_no_report(tmp_path, name, text, message):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=f"{name}: {message}"):
+        show_reports([tmp_path / name], None, None, quiet)
+
+
+def test_folders_without_a_report(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        read_report(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="holds an unfinished run; continue it with --resume"):
+        read_report(tmp_path)
+
+
+def test_an_output_folder_that_is_missing(finished, tmp_path):
+    with pytest.raises(UserError, match="its folder does not exist"):
+        show_reports([finished()], tmp_path / "none" / "table.md", None, quiet)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [([], "-"), ([None], "-"), ([0.5], "50.0%"), ([0.5, 0.52], "51.0 ± 1.4%"), ([0.5, 0.5, 0.5], "50.0 ± 0.0%")],
+)
+def test_mean_and_spread(values, text):
+    assert tables.mean_and_spread(values) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (60, "1 min 00 s"), (125.4, "2 min 05 s")]
+)
+def test_duration(seconds, text):
+    assert tables.duration(seconds) == text
+
+
+def test_text_table_aligns():
+    assert tables.text_table(["name", "value"], [["a", "1"], ["long name", "1000"]]).splitlines() == [
+        "name       value",
+        "---------  -----",
+        "a              1",
+        "long name   1000",
+    ]

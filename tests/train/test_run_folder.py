@@ -1,0 +1,150 @@
+"""A folder holds one run: what is refused, and that refusing changes nothing."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from acdc_kernels.train.command import Options, run_training
+from acdc_kernels.train.errors import UserError
+from acdc_kernels.train.run_folder import RunFolder
+
+from .conftest import SHORT, quiet
+
+
+def content(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(match, **options):
+    with pytest.raises(UserError, match=match):
+        run_training(Options(**{**SHORT, **options}), "a test", quiet)
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of a finished run that a test may spoil."""
+    return shutil.copytree(finished(), tmp_path / "copy")
+
+
+def test_a_finished_run_has_every_file(finished):
+    expected = "checkpoint config.json curves.png dense.safetensors history.csv report.json sparse.safetensors"
+    assert " ".join(sorted(path.name for path in finished().iterdir())) == expected
+    assert [path.name for path in (finished() / "checkpoint").iterdir()] == ["last.pt"]
+    dense = sorted(path.name for path in finished("dense").iterdir())
+    assert "sparse.safetensors" not in dense
+    assert "dense.safetensors" in dense
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, r"holds another run \(seed 0 there, 1 now\); choose another --out"),
+        ({"lr": 0.5}, r"holds another run \(lr [\d.]+ there, 0.5 now\)"),
+        (
+            {"schedule": "dense"},
+            r"holds another run \(schedule 'acdc' there, 'dense' now; .*sparsity 0.9 there, 0.0 now",
+        ),
+    ],
+)
+def test_another_run_is_refused(copy, changes, message, resume):
+    before = content(copy)
+    refused(message, out=copy, resume=resume, **changes)
+    assert content(copy) == before
+
+
+def test_this_run_needs_resume(copy):
+    before = content(copy)
+    refused("holds this run, finished; continue it with --resume", out=copy)
+    (copy / "report.json").unlink()
+    refused("holds this run, unfinished; continue it with --resume", out=copy)
+    (copy / "report.json").write_bytes(before[next(path for path in before if path.name == "report.json")])
+    assert content(copy) == before
+
+
+def test_resuming_a_finished_run_says_so(copy):
+    before, said = content(copy), []
+    run_training(Options(out=copy, resume=True), "a test", said.append)
+    assert said[0].startswith(f"{copy} is finished")
+    assert "sparse model" in said[1]
+    assert content(copy) == before
+
+
+def test_a_run_stopped_before_its_report_gets_one(copy):
+    (copy / "report.json").unlink()
+    (copy / "curves.png").unlink()
+    run_training(Options(out=copy, resume=True), "a test", quiet)
+    assert (copy / "report.json").is_file()
+    assert (copy / "curves.png").is_file()
+
+
+def test_other_files_are_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("words")
+    refused("holds files but no run", out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    refused("must be a folder, is a file", out=tmp_path / "thesis.tex")
+
+
+def test_resuming_nothing(tmp_path):
+    with pytest.raises(UserError, match="holds no run to resume"):
+        run_training(Options(out=tmp_path / "typo", resume=True), "a test", quiet)
+    assert not (tmp_path / "typo").exists()
+
+
+def test_with_a_preset_resume_starts_what_is_not_there(tmp_path):
+    said = []
+    run_training(Options(**{**SHORT, "epochs": 4}, out=tmp_path / "new", resume=True), "a test", said.append)
+    assert said[0] == f"nothing to resume in {tmp_path / 'new'}: starting the run"
+    assert RunFolder(tmp_path / "new").finished
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 3}, "epochs: must be at least 4"),
+        ({"sparsity": 1.5}, "sparsity: must be in"),
+        ({"batch_size": 5000}, "batch-size: must be at most"),
+        ({"dataset": "fashion-mnist", "data_dir": Path("/nowhere")}, "fashion-mnist is not in /nowhere"),
+    ],
+)
+def test_bad_settings_write_nothing(tmp_path, options, message):
+    refused(message, out=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:1000]), "last.pt: cannot be read"),
+        (lambda path: path.write_bytes(b""), "last.pt: cannot be read"),
+        (lambda path: torch.save({"format": 99}, path), "last.pt: does not fit this run .*format must be 1, got 99"),
+        (lambda path: torch.save({"format": 1}, path), "last.pt: does not fit this run"),
+    ],
+    ids=["truncated", "empty", "newer format", "incomplete"],
+)
+def test_a_broken_checkpoint(copy, damage, message):
+    (copy / "report.json").unlink()
+    damage(copy / "checkpoint" / "last.pt")
+    before = content(copy)
+    with pytest.raises(UserError, match=message):
+        run_training(Options(out=copy, resume=True), "a test", quiet)
+    assert content(copy) == before
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1, "epochs": 3}', '{"format": 99}'])
+def test_a_broken_configuration(copy, text):
+    (copy / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config.json: not the configuration of a run"):
+        run_training(Options(out=copy, resume=True), "a test", quiet)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_json("report.json", {"good": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        folder.write_json("report.json", {"bad": float("nan")})
+    assert json.loads((tmp_path / "report.json").read_text()) == {"good": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
