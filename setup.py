@@ -16,14 +16,17 @@ class CMakeBuild(build_ext):
     """Builds `_ops` and `_C` into the package: beside the sources for an editable install, else into the wheel."""
 
     def run(self):
+        cuda = os.environ.get("ACDC_CUDA", "auto").lower()
+        if cuda not in ("auto", "0", "off"):
+            raise SystemExit(f"acdc-kernels: ACDC_CUDA must be auto or 0 in this CPU-only version, got {cuda!r}")
+        if not (os.environ.get("CXX") or any(map(shutil.which, ("c++", "g++", "clang++")))):
+            print("acdc-kernels: no C++ compiler found, so no kernels are built: plain torch will run", file=sys.stderr)
+            return
+        if not (cmake := shutil.which("cmake")):
+            raise SystemExit("acdc-kernels: cmake >= 3.25 is needed to build (pip install cmake)")
         import pybind11
         import torch
 
-        if not (cmake := shutil.which("cmake")):
-            raise SystemExit("acdc-kernels: cmake >= 3.25 is needed to build (pip install cmake)")
-        cuda = os.environ.get("ACDC_CUDA", "auto").lower()
-        if cuda not in ("auto", "0", "off"):
-            raise SystemExit(f"acdc-kernels: ACDC_CUDA must be auto or 0, got {cuda!r}: this version has CPU kernels only")
         print(f"acdc-kernels: torch {torch.__version__}, {sys.implementation.cache_tag}, CPU kernels", file=sys.stderr)
         output = ROOT / "acdc_kernels" if self.inplace else Path(self.build_lib).resolve() / "acdc_kernels"
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"

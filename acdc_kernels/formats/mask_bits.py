@@ -16,7 +16,7 @@ def mask_bytes(numel: int) -> int:
 
 
 def check_bits(where: str, bits: object, numel: int, device: torch.device | None = None) -> None:
-    """Raise unless ``bits`` can be the mask of ``numel`` elements; ``where`` opens the message, e.g. ``"unpack_mask: bits"``.
+    """Raise unless ``bits`` can be the mask of ``numel`` elements; ``where`` opens the message (``"op: bits"``).
 
     Reads the last byte on a CPU only: on a GPU that would wait for the device.
     """

@@ -1,7 +1,7 @@
 """How an op enters torch: schema, fake and reference from Python; compiled kernels add themselves beside them.
 
-The reference is registered for every device at the lowest priority, so an op exists without a compiler; where it stands in for a
-kernel, it says so once.
+The reference is registered for every device at the lowest priority, so an op exists without a compiler; where it
+stands in for a kernel, it says so once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _device_type(args: Sequence[Any]) -> str:
 def register(
     name: str, schema: str, reference: Callable[..., Any], fake: Callable[..., Any], mutates: tuple[str, ...] = ()
 ) -> torch._ops.OpOverload:
-    """Define ``acdc_kernels::name``; ``schema`` is its arguments and returns, ``mutates`` the arguments that it writes to."""
+    """Define ``acdc_kernels::name``: ``schema`` is its arguments and returns, ``mutates`` what it writes to."""
 
     def stand_in(*args: Any) -> Any:
         _native.warn_reference(_device_type(args))

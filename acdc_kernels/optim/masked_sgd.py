@@ -18,17 +18,18 @@ from .masks import Masks
 class MaskedSGD(torch.optim.SGD):
     r"""Drop-in replacement of :class:`torch.optim.SGD` with masks.
 
-    With no masks it gives torch's numbers; ``opt.masks[p] = bits`` (see :func:`acdc_kernels.pack_mask`) sets the masked weights of
-    ``p`` and their momentum to +0.0 at once, and keeps them there after every step, whatever the gradient holds. Weights, gradient,
-    momentum and mask bits are read once and written once a step, all parameters in one call.
+    With no masks it gives torch's numbers; ``opt.masks[p] = bits`` (see :func:`acdc_kernels.pack_mask`) sets the
+    masked weights of ``p`` and their momentum to +0.0 at once, and keeps them there after every step, whatever the
+    gradient holds. Weights, gradient, momentum and mask bits are read once and written once a step, all parameters in
+    one call.
 
     Args:
         params, lr, momentum, dampening, weight_decay, nesterov, maximize: as :class:`torch.optim.SGD`.
         foreach, fused: accepted and kept in the param groups; the update is always fused.
         differentiable: must be False.
 
-    ``state_dict`` is torch's, plus ``"masks"`` (parameter index -> bits) when there are any; torch's loads here (and clears the
-    masks) and this one loads into torch's.
+    ``state_dict`` is torch's, plus ``"masks"`` (parameter index -> bits) when there are any; torch's loads here (and
+    clears the masks) and this one loads into torch's.
 
     Raises:
         ValueError: ``differentiable=True``, and what torch's constructor raises.

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 class Masks(MutableMapping[Parameter, Tensor]):
     """Parameter -> mask bits of one optimizer.
 
-    ``masks[p] = bits`` zeroes ``p`` and its state at the masked positions at once, and every later step keeps them at exactly
-    +0.0. ``masks.update(...)`` does that for many parameters in one pass. ``del masks[p]`` makes ``p`` dense again (masked weights
-    stay zero until a step moves them). The bits are used as given, not copied: don't change them in place.
+    ``masks[p] = bits`` zeroes ``p`` and its state at the masked positions at once, and every later step keeps them at
+    exactly +0.0. ``masks.update(...)`` does that for many parameters in one pass. ``del masks[p]`` makes ``p`` dense
+    again (masked weights stay zero until a step moves them). The bits are used as given, not copied: don't change
+    them in place.
 
     Raises:
         KeyError: the parameter does not belong to the optimizer.

@@ -40,7 +40,7 @@ def build_report(trainer: Trainer, folder: RunFolder, command: str) -> dict[str,
             "inference": (models["sparse"] or models["dense"])["inference_flops"],
         },
         "time": trainer.clock.summary(),
-        "uncovered": list(trainer.sparsifier.uncovered()),
+        "uncovered": trainer.sparsifier.uncovered(),
         "data": {
             "source": trainer.data.source,
             "images": {part: len(getattr(trainer.data, part)) for part in ("train", "validation", "test")},

@@ -210,6 +210,7 @@ class Selection {
   void fill_all() {
     for (int t = 0; t < problem_.tensors; ++t) {
       int64_t n = problem_.weights[t].numel;
+      if (n == 0) continue;
       std::memset(problem_.bits[t], 0xff, static_cast<size_t>(n / 8));
       if (n % 8) problem_.bits[t][n / 8] = static_cast<uint8_t>((1u << (n % 8)) - 1);
     }

@@ -104,6 +104,7 @@ def test_rejects(scope, exempt, error, message):
         ("global", [100, 28], 0.0, 128),
         ("layer", [100, 28], 0.0, [100, 28]),
         ("global", [10], 0.25, 8),  # 10 - round(2.5): halves go to the even count of zeros
+        ("global", [9], 0.5, 5),  # 9 - round(4.5)
         ("global", [10], 0.999, 0),
         ("layer", [1, 2, 3], 0.5, [1, 1, 1]),
         ("global", [3 * 10**9], 0.9, 3 * 10**8),

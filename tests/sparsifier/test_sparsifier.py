@@ -242,6 +242,18 @@ def test_masks_of_the_users_own_stay(how):
     assert optimizer.masks[model[0].bias] is own
 
 
+def test_starting_dense_leaves_the_optimizer_alone():
+    model = net()
+    optimizer = sgd(model)
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    before = copy.deepcopy(optimizer.state_dict()["state"])
+    Sparsifier(model, optimizer, SCHEDULE)
+    after = optimizer.state_dict()["state"]
+    assert all(torch.equal(after[i]["momentum_buffer"], before[i]["momentum_buffer"]) for i in before)
+    assert after[0]["momentum_buffer"].count_nonzero() > 0
+
+
 def test_remove():
     model = net()
     plain = str(model)

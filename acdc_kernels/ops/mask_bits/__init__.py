@@ -1,7 +1,7 @@
 """Mask bits from booleans and back, and masks applied to tensors.
 
-``pack_mask`` and ``unpack_mask`` convert between a boolean tensor and the bits of ``formats.mask_bits``; ``apply_mask_`` writes +0.0
-to every masked position of a list of tensors in one call.
+``pack_mask`` and ``unpack_mask`` convert between a boolean tensor and the bits of ``formats.mask_bits``;
+``apply_mask_`` writes +0.0 to every masked position of a list of tensors in one call.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def pack_mask(mask: Tensor) -> Tensor:
     """Bits of a boolean tensor.
 
-    Bit ``i & 7`` of byte ``i >> 3`` is element ``i`` in logical row-major order, as ``numpy.packbits(bitorder="little")``.
+    Bit ``i & 7`` of byte ``i >> 3`` is element ``i`` in logical row-major order, as
+    ``numpy.packbits(bitorder="little")``.
 
     Args:
         mask: bool, any shape, any strides; ``n`` elements.
@@ -62,15 +63,15 @@ def unpack_mask(bits: Tensor, shape: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def apply_mask_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
-    """Write +0.0 to every masked position: ``t[i] = t[i] if bit i of its mask else +0.0``, whatever stood there, NaN included.
+    """Write +0.0 to every masked position: ``t[i] = t[i] if bit i of its mask else +0.0``, whatever stood there.
 
     Args:
         tensors: float32, float64, bfloat16 or float16, any shape and strides; on one device.
         masks: for each tensor its bits, uint8 ``[(n + 7) // 8]``.
 
     Raises:
-        TypeError, ValueError: lists of different lengths, other dtypes, a mask of the wrong length, mixed devices. Nothing was
-            changed then.
+        TypeError, ValueError: lists of different lengths, other dtypes, a mask of the wrong length, mixed devices.
+            Nothing was changed then.
     """
     tensors, masks = list(tensors), list(masks)
     if len(tensors) != len(masks):

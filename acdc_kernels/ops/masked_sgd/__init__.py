@@ -39,8 +39,8 @@ def _check(
             other = values[i]
             if other.shape != param.shape or other.dtype != param.dtype or other.device != param.device:
                 raise ValueError(
-                    f"masked_sgd_: {name}[{i}] must be {param.dtype} {list(param.shape)} on {param.device} as params[{i}],"
-                    f" got {other.dtype} {list(other.shape)} on {other.device}"
+                    f"masked_sgd_: {name}[{i}] must be {param.dtype} {list(param.shape)} on {param.device}"
+                    f" as params[{i}], got {other.dtype} {list(other.shape)} on {other.device}"
                 )
         if masks[i] is not None:
             check_bits(f"masked_sgd_: masks[{i}]", masks[i], param.numel(), param.device)
@@ -71,19 +71,20 @@ def masked_sgd_(
         b &\leftarrow m \odot (\mu b + (1 - \tau) g) \qquad (b \leftarrow m \odot g \text{ on the first step}) \\
         p &\leftarrow m \odot (p - \gamma\, b) \qquad (g + \mu b \text{ in place of } b \text{ for Nesterov})
 
-    :math:`m \odot x` writes +0.0 where the bit is 0, whatever x holds, NaN and Inf included. Without masks, float32 and float64
-    give ``torch.optim.SGD``'s numbers; 16-bit dtypes are computed in float32 and rounded once when stored.
+    :math:`m \odot x` writes +0.0 where the bit is 0, whatever x holds, NaN and Inf included. Without masks, float32
+    and float64 give ``torch.optim.SGD``'s numbers; 16-bit dtypes are computed in float32 and rounded once when stored.
 
     Args:
         params: float32, float64, bfloat16 or float16, any shapes and strides, on one device; written to.
         grads: for each parameter its gradient: same shape and dtype; not written to.
-        momentum_buffers: for each parameter its momentum, same shape and dtype, written to; empty when ``momentum`` is 0.
+        momentum_buffers: for each parameter its momentum, same shape and dtype, written to; empty when ``momentum``
+            is 0.
         masks: for each parameter its bits, uint8 ``[(n + 7) // 8]``, or None for a dense parameter.
         first_step: the buffers hold nothing yet, and become the gradient.
 
     Raises:
-        TypeError, ValueError: lists of different lengths, shapes or dtypes that differ, mixed devices, a mask of the wrong
-            length. Nothing was changed then.
+        TypeError, ValueError: lists of different lengths, shapes or dtypes that differ, mixed devices, a mask of the
+            wrong length. Nothing was changed then.
 
     Source: ``torch.optim.SGD``; the masked update of AC/DC (Peste et al. 2021, arXiv 2106.12379, algorithm 1).
     """

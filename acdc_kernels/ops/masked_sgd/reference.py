@@ -1,7 +1,7 @@
 """What ``masked_sgd_`` means, in plain torch: ``torch.optim.SGD``'s update, then masked positions at +0.0.
 
-float32 and float64 follow torch's order of roundings, so that without masks the numbers are torch's to the bit. 16-bit dtypes are
-computed in float32 and rounded once, when parameter and momentum are stored.
+float32 and float64 follow torch's order of roundings, so that without masks the numbers are torch's to the bit.
+16-bit dtypes are computed in float32 and rounded once, when parameter and momentum are stored.
 """
 
 from __future__ import annotations

@@ -78,12 +78,12 @@ def topk_mask(
 
     .. math:: m_i = 1 \iff \lvert w_i \rvert \text{ is among the } k \text{ largest}
 
-    Exactly ``keep`` bits are set, always. Ties go to the lowest (tensor order, logical row-major index); +0 and -0 tie; every NaN
-    counts as larger than Inf. The bits are the same on every backend and thread count.
+    Exactly ``keep`` bits are set, always. Ties go to the lowest (tensor order, logical row-major index); +0 and -0
+    tie; every NaN counts as larger than Inf. The bits are the same on every backend and thread count.
 
     Args:
-        weights: float32, float64, bfloat16 or float16 tensors, all of one dtype and on one device; any shapes and strides,
-            empty ones too.
+        weights: float32, float64, bfloat16 or float16 tensors, all of one dtype and on one device; any shapes and
+            strides, empty ones too.
         keep: an int: that many over all weights together; a sequence: that many in each.
         pattern: which shapes of zeros are allowed; ``"unstructured"``.
         shard_group: reserved for sharded models; must be None.
@@ -92,10 +92,11 @@ def topk_mask(
         For each weight its bits, uint8 ``[(n + 7) // 8]``: see :func:`acdc_kernels.unpack_mask`.
 
     Raises:
-        TypeError, ValueError: an empty list, another dtype, mixed dtypes or devices, ``keep`` out of range, an unknown pattern.
+        TypeError, ValueError: an empty list, another dtype, mixed dtypes or devices, ``keep`` out of range, an
+            unknown pattern.
 
-    Source: the projection of AC/DC (Peste et al. 2021, arXiv 2106.12379, algorithm 1). Beyond the outputs it needs at most 3% of
-    the weights' bytes + 1 MiB.
+    Source: the projection of AC/DC (Peste et al. 2021, arXiv 2106.12379, algorithm 1). Beyond the outputs it needs at
+    most 3% of the weights' bytes + 1 MiB.
     """
     if shard_group is not None:
         raise ValueError(f"topk_mask: shard_group must be None in this version, got {type(shard_group).__name__}")

@@ -1,0 +1,40 @@
+# make demo: train a sparse model and its dense twin on real images.  make test: build and pass the tests.
+# Both start from nothing but Python >= 3.10 and a C++17 compiler, and keep what they install in .venv/.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+TORCH  ?= torch==2.13.0
+NATIVE  = $(VENV)/.native
+
+.PHONY: demo test lint build bench results clean
+
+demo: $(NATIVE)
+	$(BIN)/acdc-kernels train --preset demo --out runs/demo --overwrite
+
+test: $(NATIVE)
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+build: $(NATIVE)
+
+bench: $(NATIVE)
+	$(BIN)/acdc-kernels bench topk
+	$(BIN)/acdc-kernels bench update
+
+# torch first and pinned: a bare requirement of it would bring gigabytes of CUDA packages.
+$(VENV)/.tools: requirements-dev.txt Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(NATIVE): $(VENV)/.tools setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info acdc_kernels/*.so .pytest_cache .ruff_cache

@@ -1,0 +1,66 @@
+"""Every op is a good citizen of torch: schema, fake, autograd registration, and torch.compile in one graph."""
+
+import pytest
+import torch
+
+from acdc_kernels import pack_mask, topk_mask, unpack_mask
+from acdc_kernels.ops import apply_mask_, masked_sgd_
+
+OPS = torch.ops.acdc_kernels
+
+
+def tensors(dtype, n=2):
+    return [torch.randn(7, 5).to(dtype) for _ in range(n)]
+
+
+def bits(n=2):
+    return [pack_mask(torch.rand(7, 5) < 0.5) for _ in range(n)]
+
+
+CALLS = {
+    "topk_mask": lambda d: (OPS.topk_mask.default, (tensors(d), [20], "unstructured")),
+    "topk_mask, a budget each": lambda d: (OPS.topk_mask.default, (tensors(d), [20, 3], "unstructured")),
+    "pack_mask": lambda d: (OPS.pack_mask.default, (torch.rand(7, 5) < 0.5,)),
+    "unpack_mask": lambda d: (OPS.unpack_mask.default, (bits()[0], [7, 5])),
+    "apply_mask_": lambda d: (OPS.apply_mask_.default, (tensors(d), bits())),
+    "masked_sgd_": lambda d: (
+        OPS.masked_sgd_.default,
+        (tensors(d), tensors(d), tensors(d), [bits()[0], None], 0.1, 0.9, 0.0, 0.01, True, False, False),
+    ),
+    "masked_sgd_, no momentum": lambda d: (
+        OPS.masked_sgd_.default,
+        (tensors(d), tensors(d), [], [None, None], 0.1, 0.0, 0.0, 0.0, False, False, True),
+    ),
+    "roofline_read": lambda d: (OPS.roofline_read.default, (tensors(d),)),
+    "roofline_update_": lambda d: (OPS.roofline_update_.default, (*(tensors(torch.float32) for _ in range(3)), bits())),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", CALLS)
+def test_opcheck(name, dtype):
+    op, arguments = CALLS[name](dtype)
+    torch.library.opcheck(op, arguments)
+
+
+def flip_and_step(params, grads, buffers):
+    masks = topk_mask(params, 20)
+    apply_mask_(params, masks)
+    masked_sgd_(params, grads, buffers, masks, lr=0.1, momentum=0.9)
+    return [pack_mask(unpack_mask(m, p.shape)) for m, p in zip(masks, params, strict=True)]
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_compiles_to_one_graph_with_the_same_bits(backend):
+    ours = [tensors(torch.float32) for _ in range(3)]
+    theirs = [[t.clone() for t in ts] for ts in ours]
+    torch._dynamo.reset()
+    masks = torch.compile(flip_and_step, fullgraph=True, backend=backend)(*ours)
+    want = flip_and_step(*theirs)
+    assert all(torch.equal(a, b) for a, b in zip(masks, want, strict=True))
+    assert all(torch.equal(a, b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True))
+
+
+def test_masks_carry_no_gradient():
+    w = torch.randn(10, requires_grad=True)
+    assert not topk_mask([w], 3)[0].requires_grad

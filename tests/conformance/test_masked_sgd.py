@@ -1,0 +1,215 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from acdc_kernels import pack_mask
+from acdc_kernels._native import cpu_isa
+from acdc_kernels.ops import masked_sgd_
+from acdc_kernels.ops.masked_sgd import cases, reference
+
+# One rounding of the result at the dtype, and a few of the intermediate sums in float32 or float64.
+TOLERANCE = {torch.float32: 4e-6, torch.float64: 1e-14, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
+
+
+def make(shapes, dtype, layout="contiguous", mask="tenth", seed=0):
+    g = torch.Generator().manual_seed(seed)
+    tensors = [
+        [
+            cases.LAYOUTS[layout](torch.randn(s, generator=g, dtype=torch.float64).to(dtype))
+            for s in cases.SHAPES[shapes]
+        ]
+        for _ in range(3)
+    ]
+    kept = [cases.MASKS[mask](s, g) for s in cases.SHAPES[shapes]]
+    return *tensors, kept
+
+
+def run(params, grads, buffers, kept, options, first_step=False):
+    bits = [None if k is None else pack_mask(k) for k in kept]
+    masked_sgd_(params, grads, buffers if options.get("momentum") else [], bits, **options, first_step=first_step)
+
+
+def run_reference(params, grads, buffers, kept, options, first_step, dtype):
+    p, g, b = ([t.to(dtype) for t in ts] for ts in (params, grads, buffers))
+    full = {"momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False, "maximize": False, **options}
+    bits = [None if k is None else pack_mask(k) for k in kept]
+    order = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
+    reference.masked_sgd_(p, g, b if full["momentum"] else [], bits, *(full[k] for k in order), first_step)
+    return p, b
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize(("options", "mask"), list(itertools.product(cases.OPTIONS, cases.MASKS)))
+@pytest.mark.parametrize("shapes", cases.SHAPES)
+def test_against_float64(shapes, options, mask, dtype):
+    for first_step in (True, False):
+        params, grads, buffers, kept = make(shapes, dtype, mask=mask)
+        untouched = [g.clone() for g in grads]
+        want, want_buffers = run_reference(
+            params, grads, buffers, kept, cases.OPTIONS[options], first_step, torch.float64
+        )
+        if first_step:
+            for b in buffers:
+                b.fill_(math.nan)  # what the buffers hold must not matter
+        run(params, grads, buffers, kept, cases.OPTIONS[options], first_step)
+        got = [(params, want)]
+        if cases.OPTIONS[options].get("momentum"):
+            got.append((buffers, want_buffers))
+        for ours, exact in got:
+            for a, e in zip(ours, exact, strict=True):
+                torch.testing.assert_close(a.double(), e, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+        assert all(torch.equal(a, b) for a, b in zip(grads, untouched, strict=True))
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("layout", cases.LAYOUTS)
+@pytest.mark.parametrize("mixed", [False, True], ids=["same-layout", "mixed-layouts"])
+def test_layouts_give_the_contiguous_bits(layout, mixed, dtype, threads):
+    for shapes in ("convolutions", "around_a_chunk"):
+        params, grads, buffers, kept = make(shapes, dtype, layout)
+        plain = [[t.contiguous().clone() for t in ts] for ts in (params, grads, buffers)]
+        if mixed:
+            grads = [g.contiguous() for g in grads]
+        run(params, grads, buffers, kept, cases.OPTIONS["nesterov"])
+        run(*plain, kept, cases.OPTIONS["nesterov"])
+        assert all(torch.equal(a, b) for a, b in zip(params + buffers, plain[0] + plain[2], strict=True))
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+@pytest.mark.parametrize("options", ["plain", "momentum", "nesterov"])
+def test_masked_positions_are_exactly_plus_zero_whatever_stands_there(options, dtype):
+    for bad in (math.nan, math.inf, -math.inf, -0.0, -1.0):
+        params, grads, buffers, kept = make("convolutions", dtype)
+        for p, g, b, k in zip(params, grads, buffers, kept, strict=True):
+            for t in (p, g, b):
+                t.masked_fill_(~k, bad)
+        run(params, grads, buffers, kept, cases.OPTIONS[options])
+        for p, b, k in zip(params, buffers, kept, strict=True):
+            for t in (p, b) if cases.OPTIONS[options].get("momentum") else (p,):
+                assert not t[~k].any()
+                assert not t[~k].signbit().any()
+                assert t[k].isfinite().all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_non_finite_gradients_of_kept_weights_propagate(value):
+    p, b = [torch.ones(20)], [torch.ones(20)]
+    g = torch.ones(20)
+    g[3] = value
+    masked_sgd_(p, [g], b, [None], lr=0.1, momentum=0.9)
+    assert not p[0][3].isfinite()
+    assert p[0].isfinite().sum() == 19
+
+
+def test_infinite_weight_without_decay_stays_infinite():
+    p = [torch.tensor([math.inf, 1.0])]
+    masked_sgd_(p, [torch.ones(2)], [], [None], lr=0.1)
+    assert p[0].tolist() == [math.inf, pytest.approx(0.9)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("options", cases.OPTIONS)
+def test_without_masks_the_bits_are_torchs(options, dtype):
+    """torch's own loop fuses each product with its sum; so do the AVX levels. The generic level rounds twice."""
+    params, grads, buffers, kept = make("convolutions", dtype, mask="none")
+    want, want_buffers = run_reference(params, grads, buffers, kept, cases.OPTIONS[options], False, dtype)
+    run(params, grads, buffers, kept, cases.OPTIONS[options])
+    pairs = list(zip(params, want, strict=True))
+    if cases.OPTIONS[options].get("momentum"):
+        pairs += zip(buffers, want_buffers, strict=True)
+    for a, b in pairs:
+        if cpu_isa() == "generic":
+            torch.testing.assert_close(a, b, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+        else:
+            assert torch.equal(a, b)
+
+
+def test_same_bits_for_every_thread_count():
+    results = []
+    before = torch.get_num_threads()
+    for n in (1, 2, 5):
+        torch.set_num_threads(n)
+        params, grads, buffers, kept = make("around_a_chunk", torch.float32)
+        run(params, grads, buffers, kept, cases.OPTIONS["nesterov"])
+        results.append(params + buffers)
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for r in results[1:] for a, b in zip(results[0], r, strict=True))
+
+
+def test_version_counters_move():
+    params, grads, buffers, kept = make("convolutions", torch.float32)
+    before = [t._version for t in params + buffers]
+    run(params, grads, buffers, kept, cases.OPTIONS["momentum"])
+    assert all(t._version > v for t, v in zip(params + buffers, before, strict=True))
+
+
+BAD = {
+    "no parameters": (
+        lambda p, g, b, m: masked_sgd_([], [], [], [], lr=0.1),
+        ValueError,
+        "params must have at least one tensor",
+    ),
+    "a gradient too few": (
+        lambda p, g, b, m: masked_sgd_(p, [], b, m, lr=0.1, momentum=0.9),
+        ValueError,
+        r"grads must have one entry a parameter \(1\), got 0",
+    ),
+    "no mask entry": (
+        lambda p, g, b, m: masked_sgd_(p, g, b, [], lr=0.1, momentum=0.9),
+        ValueError,
+        "masks must have one entry",
+    ),
+    "no buffer": (
+        lambda p, g, b, m: masked_sgd_(p, g, [], m, lr=0.1, momentum=0.9),
+        ValueError,
+        "momentum_buffers must have one entry",
+    ),
+    "buffer without momentum": (
+        lambda p, g, b, m: masked_sgd_(p, g, b, m, lr=0.1),
+        ValueError,
+        "momentum_buffers must be empty when momentum is 0, got 1",
+    ),
+    "another shape": (
+        lambda p, g, b, m: masked_sgd_(p, [g[0].t()], b, m, lr=0.1, momentum=0.9),
+        ValueError,
+        r"grads\[0\] must be torch.float32 \[9, 5\] .* got torch.float32 \[5, 9\]",
+    ),
+    "another dtype": (
+        lambda p, g, b, m: masked_sgd_(p, g, [b[0].double()], m, lr=0.1, momentum=0.9),
+        ValueError,
+        r"momentum_buffers\[0\] must be torch.float32",
+    ),
+    "an integer parameter": (
+        lambda p, g, b, m: masked_sgd_([p[0].long()], g, b, m, lr=0.1, momentum=0.9),
+        TypeError,
+        r"params\[0\] must be float32, .* got torch.int64",
+    ),
+    "a short mask": (
+        lambda p, g, b, m: masked_sgd_(p, g, b, [m[0][:3]], lr=0.1, momentum=0.9),
+        ValueError,
+        r"masks\[0\] must have shape \[6\] \(45 elements, one bit each\), got \[3\]",
+    ),
+    "a bool mask": (
+        lambda p, g, b, m: masked_sgd_(p, g, b, [m[0].bool()], lr=0.1, momentum=0.9),
+        TypeError,
+        r"masks\[0\] must be of dtype torch.uint8, got torch.bool",
+    ),
+    "unused bits set": (
+        lambda p, g, b, m: masked_sgd_(p, g, b, [m[0] | 255], lr=0.1, momentum=0.9),
+        ValueError,
+        "must have zeros in the unused bits",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_changes_nothing(name):
+    call, error, message = BAD[name]
+    p, g, b = ([torch.randn(9, 5)] for _ in range(3))
+    before = p[0].clone(), b[0].clone()
+    with pytest.raises(error, match=message):
+        call(p, g, b, [pack_mask(torch.rand(9, 5) < 0.5)])
+    assert torch.equal(p[0], before[0])
+    assert torch.equal(b[0], before[1])
