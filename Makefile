@@ -9,7 +9,7 @@ NATIVE  = $(VENV)/.native
 .PHONY: demo test lint build bench results clean
 
 demo: $(NATIVE)
-	$(BIN)/acdc-kernels train --preset demo --out runs/demo --overwrite
+	$(BIN)/acdc-kernels train --preset demo --out runs/demo $(if $(wildcard runs/demo/config.json),--resume)
 
 test: $(NATIVE)
 	$(BIN)/python -m pytest -q
