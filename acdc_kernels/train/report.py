@@ -57,7 +57,7 @@ def _score(trainer: Trainer, folder: RunFolder, kind: Kind) -> dict[str, Any] | 
     if best is None:
         return None
     state, facts = folder.load_model(kind)
-    if int(facts["epoch"]) != best["epoch"]:
+    if facts["epoch"] != best["epoch"]:
         raise UserError(
             f"{folder.path}: {kind}.safetensors is of epoch {facts['epoch']}, must be of epoch {best['epoch']}"
         )

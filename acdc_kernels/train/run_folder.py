@@ -92,15 +92,15 @@ class RunFolder:
             raise UserError(f"{self.checkpoint}: cannot be read ({error})") from error
 
     def save_model(self, kind: Kind, state: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Write ``KIND.safetensors`` with `facts` as its metadata."""
+        """Write ``KIND.safetensors`` with `facts` as metadata: one JSON entry, as the order of several varies."""
         with _replacing(self.path / f"{kind}.safetensors") as temporary:
             tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
-            save_file(tensors, temporary, {key: str(value) for key, value in facts.items()})
+            save_file(tensors, temporary, {"run": json.dumps(facts)})
 
-    def load_model(self, kind: Kind) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """(state dict, metadata) of ``KIND.safetensors``."""
+    def load_model(self, kind: Kind) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(state dict, facts) of ``KIND.safetensors``."""
         with safe_open(self.path / f"{kind}.safetensors", framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["run"])  # noqa: SIM118
 
 
 class _replacing:
