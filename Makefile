@@ -5,8 +5,9 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 TORCH  ?= torch==2.13.0
 NATIVE  = $(VENV)/.native
+export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test lint build bench results clean
+.PHONY: demo test lint build bench clean
 
 demo: $(NATIVE)
 	$(BIN)/acdc-kernels train --preset demo --out runs/demo $(if $(wildcard runs/demo/config.json),--resume)
@@ -25,7 +26,8 @@ bench: $(NATIVE)
 	$(BIN)/acdc-kernels bench topk
 	$(BIN)/acdc-kernels bench update
 
-# torch first and pinned: a bare requirement of it would bring gigabytes of CUDA packages.
+# torch first and pinned, so that nothing else chooses one. Where the default index has a CUDA build only and you want a CPU one,
+# point PIP_INDEX_URL or PIP_EXTRA_INDEX_URL at an index that has it.
 $(VENV)/.tools: requirements-dev.txt Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check "$(TORCH)"
@@ -33,7 +35,7 @@ $(VENV)/.tools: requirements-dev.txt Makefile
 	touch $@
 
 $(NATIVE): $(VENV)/.tools setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
 	touch $@
 
 clean:

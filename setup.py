@@ -12,6 +12,12 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 
 
+def works(compiler):
+    """Whether `compiler` is there and answers: macOS has a stub that needs the developer tools."""
+    command = [*compiler.split(), "--version"]
+    return bool(shutil.which(command[0])) and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 class CMakeBuild(build_ext):
     """Builds `_ops` and `_C` into the package: beside the sources for an editable install, else into the wheel."""
 
@@ -19,7 +25,7 @@ class CMakeBuild(build_ext):
         cuda = os.environ.get("ACDC_CUDA", "auto").lower()
         if cuda not in ("auto", "0", "off"):
             raise SystemExit(f"acdc-kernels: ACDC_CUDA must be auto or 0 in this CPU-only version, got {cuda!r}")
-        if not (os.environ.get("CXX") or any(map(shutil.which, ("c++", "g++", "clang++")))):
+        if not any(map(works, filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")))):
             print("acdc-kernels: no C++ compiler found, so no kernels are built: plain torch will run", file=sys.stderr)
             return
         if not (cmake := shutil.which("cmake")):
@@ -29,7 +35,8 @@ class CMakeBuild(build_ext):
 
         print(f"acdc-kernels: torch {torch.__version__}, {sys.implementation.cache_tag}, CPU kernels", file=sys.stderr)
         output = ROOT / "acdc_kernels" if self.inplace else Path(self.build_lib).resolve() / "acdc_kernels"
-        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        ninja = shutil.which("ninja")
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-{'ninja' if ninja else 'make'}"
         configure = [
             *(cmake, "-S", str(ROOT), "-B", str(build)),
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
@@ -39,7 +46,7 @@ class CMakeBuild(build_ext):
             f"-DACDC_OUTPUT_DIR={output}",
             f"-DACDC_VERSION={self.distribution.get_version()}",
         ]
-        if ninja := shutil.which("ninja"):
+        if ninja:
             configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         subprocess.check_call(configure)

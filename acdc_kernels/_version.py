@@ -5,4 +5,4 @@ from importlib.metadata import PackageNotFoundError, version
 try:
     __version__ = version("acdc-kernels")
 except PackageNotFoundError:  # a checkout used without installing it
-    __version__ = "0.1.0+source"
+    __version__ = "0+source"

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import acdc_kernels
 from acdc_kernels import _native
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+from acdc_kernels.train.machine import machine as processor
+from acdc_kernels.train.machine import versions
 
 
 def _read(path: Path) -> str:
@@ -25,14 +18,6 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8").strip()
     except OSError:
         return ""
-
-
-def _field(path: str, key: str) -> str:
-    for line in _read(Path(path)).splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == key:
-            return value.strip()
-    return ""
 
 
 def _caches() -> dict[str, str]:
@@ -61,25 +46,14 @@ def commit() -> str:
     return head + ("+changes" if changed else "")
 
 
-def machine(device: str = "cpu") -> dict[str, Any]:
-    """CPU model, cores, ISA, caches, memory, system, versions, commit and date; no host name, no path."""
-    kibibytes = _field("/proc/meminfo", "MemTotal").removesuffix("kB").strip()
-    stamp: dict[str, Any] = {
-        "cpu": _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
-        "cpu_family_model_stepping": [_field("/proc/cpuinfo", key) for key in ("cpu family", "model", "stepping")],
+def machine() -> dict[str, Any]:
+    """Processor, caches, memory, system, versions, the kernels' ISA level, commit and date; no host name, no path."""
+    return {
+        **processor(),
         "arch": platform.machine(),
-        "cores": cores(),
-        "isa": _native.cpu_isa(),
         "caches": _caches(),
-        "memory_gib": round(int(kibibytes) / 2**20, 1) if kibibytes.isdigit() else None,
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "acdc_kernels": acdc_kernels.__version__,
-        "native": _native.available(),
+        "kernels": _native.cpu_isa(),
+        "versions": versions(),
         "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    if device == "cuda":
-        stamp["gpu"] = torch.cuda.get_device_name()
-    return stamp

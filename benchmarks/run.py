@@ -11,12 +11,14 @@ from types import ModuleType
 
 import torch
 
+from acdc_kernels.train.machine import cores
+
 if __package__:
     from . import harness
-    from .machine import cores, machine
+    from .machine import machine
 else:  # `python benchmarks/run.py`: the installed package is the same folder
     from acdc_kernels.benchmarks import harness
-    from acdc_kernels.benchmarks.machine import cores, machine
+    from acdc_kernels.benchmarks.machine import machine
 
 OPS = ("topk", "update")
 DEFAULT_THREADS = (1, 2)
@@ -70,8 +72,10 @@ def run(
         print(f"The plain torch reference is timed, not the kernels: {_native.why_not()}", file=sys.stderr)
     backend = f"native {_native.cpu_isa()}" if _native.available() else "reference"
     threads_before = torch.get_num_threads()
-    stamp = machine(device)
-    print(f"{stamp['cpu']}, {stamp['cores']} cores, {stamp['isa']}; torch {stamp['torch']}; interleaved medians\n")
+    stamp = machine()
+    print(
+        f"{stamp['cpu']}, {stamp['cores']} cores, {stamp['kernels']}; torch {torch.__version__}; interleaved medians\n"
+    )
     bench: ModuleType = importlib.import_module(f".{op}", harness.__package__)
     budget = harness.QUICK if quick else harness.Budget()
     all_rows: list[harness.Row] = []

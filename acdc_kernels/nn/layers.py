@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import Parameter, UninitializedParameter
 
-from ..ops.topk_mask import DTYPES
+from ..ops.dtypes import FLOAT_DTYPES
 from ..policy.scopes import Weight
 
 __all__ = ["find_weights"]
@@ -45,6 +45,6 @@ def _unfit(p: Parameter, trained_ids: set[int]) -> str | None:
         return "frozen"
     if id(p) not in trained_ids:
         return "not in the optimizer"
-    if p.dtype not in DTYPES or p.layout != torch.strided:
+    if p.dtype not in FLOAT_DTYPES or p.layout != torch.strided:
         return f"no masks for {p.dtype} ({p.layout})"
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
-from ..ops.masked_sgd import DTYPES
+from ..ops.dtypes import FLOAT_DTYPES
 from ..ops.masked_sgd.contract import masked_sgd_op
 from .masks import Masks
 
@@ -27,6 +27,7 @@ class MaskedSGD(torch.optim.SGD):
         params, lr, momentum, dampening, weight_decay, nesterov, maximize: as :class:`torch.optim.SGD`.
         foreach, fused: accepted and kept in the param groups; the update is always fused.
         differentiable: must be False.
+        state_dtype: None: momentum has the dtype of its parameter, as torch's.
 
     ``state_dict`` is torch's, plus ``"masks"`` (parameter index -> bits) when there are any; torch's loads here (and
     clears the masks) and this one loads into torch's.
@@ -50,9 +51,10 @@ class MaskedSGD(torch.optim.SGD):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
+        state_dtype: None = None,
     ) -> None:
-        if differentiable:
-            raise ValueError("MaskedSGD: differentiable must be False, got True: the masked update has no gradient")
+        if state_dtype is not None:
+            raise ValueError(f"MaskedSGD: state_dtype must be None in this version, got {state_dtype}")
         super().__init__(
             params,
             lr,
@@ -69,6 +71,11 @@ class MaskedSGD(torch.optim.SGD):
         self._step_supports_amp_scaling = False
         self._masks = Masks(self)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; ``differentiable=True`` raises ValueError."""
+        _refuse_differentiable([{**self.defaults, **param_group}] if isinstance(param_group, dict) else [])
+        super().add_param_group(param_group)
+
     @property
     def masks(self) -> Masks:
         """Parameter -> mask bits; see :class:`acdc_kernels.optim.masks.Masks`."""
@@ -84,12 +91,15 @@ class MaskedSGD(torch.optim.SGD):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             native = [
-                p for p in params if p.dtype in DTYPES and p.grad.layout == torch.strided and p.layout == torch.strided
+                p
+                for p in params
+                if p.dtype in FLOAT_DTYPES and p.grad.layout == torch.strided and p.layout == torch.strided
             ]
             if native:
                 self._native_step(group, native)
             if len(native) != len(params):
-                self._torch_step(group, [p for p in params if not any(p is q for q in native)])
+                taken = {id(p) for p in native}
+                self._torch_step(group, [p for p in params if id(p) not in taken])
         return loss
 
     def _native_step(self, group: dict[str, Any], params: list[Tensor]) -> None:
@@ -108,11 +118,12 @@ class MaskedSGD(torch.optim.SGD):
         state = self.state
         fresh = [p for p in params if state[p].get("momentum_buffer") is None]
         if fresh:
-            for p in fresh:
-                state[p]["momentum_buffer"] = torch.empty_like(p, memory_format=torch.preserve_format)
-            self._launch(fresh, [state[p]["momentum_buffer"] for p in fresh], hyper, True)
-            known = {id(p) for p in fresh}
-            params = [p for p in params if id(p) not in known]
+            buffers = [torch.empty_like(p, memory_format=torch.preserve_format) for p in fresh]
+            self._launch(fresh, buffers, hyper, True)
+            for p, buffer in zip(fresh, buffers, strict=True):  # only now do they hold anything
+                state[p]["momentum_buffer"] = buffer
+            started = {id(p) for p in fresh}
+            params = [p for p in params if id(p) not in started]
         if params:
             self._launch(params, [state[p]["momentum_buffer"] for p in params], hyper, False)
 
@@ -173,11 +184,16 @@ class MaskedSGD(torch.optim.SGD):
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore hyper-parameters, momentum and masks; a ``state_dict`` without ``"masks"`` clears them."""
+        _refuse_differentiable(state_dict.get("param_groups", ()))
         params = [p for group in self.param_groups for p in group["params"]]
         saved = state_dict.get("masks", {})
-        for i in saved:
-            if not 0 <= i < len(params):
-                raise ValueError(f"load_state_dict: masks must name parameters 0 to {len(params) - 1}, got {i}")
+        if not isinstance(saved, Mapping):
+            raise TypeError(f"load_state_dict: masks must be a dict of bits by parameter index, got {saved!r}")
+        for i, b in saved.items():
+            if not isinstance(i, int) or not 0 <= i < len(params):
+                raise ValueError(f"load_state_dict: masks must name parameters 0 to {len(params) - 1}, got {i!r}")
+            if not isinstance(b, Tensor):
+                raise TypeError(f"load_state_dict: masks[{i}] must be a uint8 tensor, got {type(b).__name__}")
         bits = {params[i]: b.to(params[i].device) for i, b in saved.items()}
         self._masks._check(bits)
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "masks"})
@@ -194,3 +210,8 @@ class MaskedSGD(torch.optim.SGD):
         if bits is not None or not hasattr(self, "_masks"):
             self._masks = Masks(self)
             self._masks._bits.update(bits or {})
+
+
+def _refuse_differentiable(groups: Iterable[Mapping[str, Any]]) -> None:
+    if any(group.get("differentiable") for group in groups):
+        raise ValueError("MaskedSGD: differentiable must be False, got True: the masked update has no gradient")

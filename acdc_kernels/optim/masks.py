@@ -11,7 +11,7 @@ from torch.nn import Parameter
 
 from ..formats.mask_bits import check_bits
 from ..ops import apply_mask_
-from ..ops.mask_bits import FLOAT_DTYPES
+from ..ops.dtypes import FLOAT_DTYPES
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer

@@ -12,8 +12,9 @@ from typing import Annotated
 
 import typer
 
+from ..policy.scopes import SCOPES
 from .errors import UserError
-from .presets import PRESETS, SCHEDULES, SCOPES
+from .presets import PRESETS, SCHEDULES
 
 app = typer.Typer(
     help="AC/DC sparse training with native kernels (Peste et al., NeurIPS 2021, arXiv 2106.12379).",
@@ -175,7 +176,13 @@ def bench(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows there too.", metavar="FILE")] = None,
 ) -> None:
     """Time a kernel against torch, numpy and the memory roofline measured in the same run."""
-    from ..benchmarks.run import run
+    try:
+        from ..benchmarks.run import run
+    except ModuleNotFoundError as error:
+        if error.name != "acdc_kernels.benchmarks":
+            raise
+        typer.echo("error: the benchmarks come with an installed package: pip install -e .", err=True)
+        raise typer.Exit(1) from error
 
     raise typer.Exit(run(op.value, device.value, threads, quick, json_file))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +115,8 @@ def resolve(options: Options) -> tuple[RunConfig, RunFolder]:
 
 def _resume(options: Options, folder: RunFolder) -> str:
     place = [] if options.data_dir is None else ["--data-dir", str(options.data_dir)]
-    return shlex.join(["acdc-kernels", "train", "--resume", "--out", str(folder.path), *place])
+    program = ["acdc-kernels"] if shutil.which("acdc-kernels") else [sys.executable, "-m", "acdc_kernels"]
+    return shlex.join([*program, "train", "--resume", "--out", str(folder.path), *place])
 
 
 def _headline(trainer: Trainer) -> str:

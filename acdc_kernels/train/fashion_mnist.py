@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import os
 import struct
 import tempfile
-import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Sequence
@@ -37,13 +37,26 @@ HOW_TO_GET = (
 )
 
 
+class Incomplete(UserError):
+    """Some of the four files lie in `place`, but not all."""
+
+    def __init__(self, place: Path, missing: Sequence[str]) -> None:
+        super().__init__(f"{place}: incomplete, lacks {' and '.join(missing)} (.gz or not); {HOW_TO_GET}")
+        self.place = place
+
+
 def load(folder: Path | None = None, download: bool = False) -> tuple[str, tuple[Tensor, Tensor, Tensor, Tensor]]:
     """(where the files lie, (training images, training labels, test images, test labels)).
 
     Images are float32 [n, 1, 28, 28] in [0, 1], labels int64 [n]. `folder` holds the four files, gzipped or not, flat
     or below ``FashionMNIST/raw``; None: Debian's folder, then ``./data``. Raises UserError naming the file at fault.
     """
-    files = find(folder)
+    try:
+        files = find(folder)
+    except Incomplete as incomplete:
+        if not download:
+            raise
+        files = fetch(incomplete.place)
     if files is None and download:
         files = fetch((folder or DOWNLOAD_FOLDER) / RAW)
     if files is None:
@@ -66,7 +79,7 @@ def find(folder: Path | None = None) -> dict[str, Path] | None:
             found = {name: path for name in SHA256 if (path := _either(place, name)) is not None}
             missing = [name for name in SHA256 if name not in found]
             if found and missing:
-                raise UserError(f"{place}: incomplete, lacks {' and '.join(missing)} (.gz or not); {HOW_TO_GET}")
+                raise Incomplete(place, missing)
             if found:
                 return found
     return None
@@ -113,10 +126,13 @@ def decode_idx(content: bytes, path: Path) -> Tensor:
 
 
 def fetch(folder: Path) -> dict[str, Path]:
-    """Download the four files to `folder`; each appears there only once its content is checked."""
+    """Download what `folder` lacks of the four files; each appears there only once its content is checked."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for name, digest in SHA256.items():
+        if (present := _either(folder, name)) is not None:
+            files[name] = present
+            continue
         target = folder / f"{name}.gz"
         handle, temporary = tempfile.mkstemp(prefix=name, suffix=".gz", dir=folder)
         try:
@@ -124,8 +140,9 @@ def fetch(folder: Path) -> dict[str, Path]:
                 while block := answer.read(1 << 20):
                     file.write(block)
             read_checked(Path(temporary), digest)
+            Path(temporary).chmod(0o644)  # mkstemp made it the owner's alone
             os.replace(temporary, target)
-        except (OSError, urllib.error.URLError) as error:
+        except (OSError, http.client.HTTPException) as error:
             raise UserError(f"{URL}{target.name}: cannot be downloaded ({error}); {HOW_TO_GET}") from error
         finally:
             Path(temporary).unlink(missing_ok=True)

@@ -15,13 +15,17 @@ from .. import __version__, _native
 ISA_FLAGS = ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_bf16", "amx_bf16")
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine() -> dict[str, object]:
     """Processor, cores this process may use, memory in GiB, ISA extensions, operating system, GPU (None: no CUDA)."""
     cpuinfo = _cpuinfo()
-    affinity = getattr(os, "sched_getaffinity", None)
     return {
         "cpu": cpuinfo.get("model name") or platform.processor() or platform.machine(),
-        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "cores": cores(),
         "memory_gib": _memory_gib(),
         "isa": [flag for flag in ISA_FLAGS if flag in cpuinfo.get("flags", "").split()],
         "os": platform.platform(),

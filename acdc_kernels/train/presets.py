@@ -8,10 +8,10 @@ from typing import Any
 
 from ..policy import schedules
 from ..policy.schedules import Schedule
+from ..policy.scopes import SCOPES
 from .errors import UserError
 
 SCHEDULES = ("acdc", "dense", "prune-once", "prune-late")
-SCOPES = ("global", "layer")
 
 
 @dataclass(frozen=True)

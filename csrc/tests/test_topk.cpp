@@ -80,11 +80,20 @@ std::vector<float> bell(int64_t n, double scale, uint64_t seed) {
 }  // namespace
 
 int main() {
+  for (DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16})
+    for (int threads : {1, 2, 16, 64, 256})
+      for (int64_t numel = 1; numel < int64_t{1} << 40; numel *= 3)
+        CHECK(topk_scratch_bytes(dtype, numel, threads) <= numel * element_bytes(dtype) / 40 + 900 * 1024);
+
   std::vector<std::vector<float>> model{bell(300000, 1, 1), bell(7, 1, 2), {}, bell(200001, 0.2, 3), bell(1, 1, 4)};
   const int64_t total = 500009;
   for (int64_t keep : {total / 10, total / 2, total / 50, total - total / 100}) check(model, keep, TopkPath::bracket);
   for (int64_t keep : {int64_t{1}, int64_t{5}, total - 1}) check(model, keep, TopkPath::bracket);
   for (int64_t keep : {int64_t{0}, total}) check(model, keep, TopkPath::radix);
+
+  // Small weights and few of them kept: the bracket reaches from the threshold to the largest key there is.
+  std::vector<std::vector<float>> faint{bell(300000, 0.02, 7), bell(100, 1e-30, 8)};
+  for (int64_t keep : {1, 5, 30, 500, 300099}) check(faint, keep, TopkPath::bracket);
 
   std::vector<std::vector<float>> small{bell(1000, 1, 5), bell(63, 3, 6)};
   for (int64_t keep : {1, 100, 1062}) check(small, keep, TopkPath::radix);

@@ -20,6 +20,8 @@ constexpr int32_t kChunk = 16384;         // candidates carry a 16-bit index wit
 constexpr int64_t kBlock = 4096;          // elements of a strided tensor gathered at a time
 constexpr int64_t kBracketFrom = 262144;  // below this a radix selection stays in cache and is quicker
 constexpr int64_t kSlab = 2048;           // candidates that a worker takes room for at a time
+constexpr int64_t kRun = 16;               // neighbours drawn together: a cache line of float32
+constexpr int64_t kSlices = 16;            // work items that the sample is drawn and counted in
 constexpr double kSigmas = 4.5;           // half width of the bracket; neighbours in a run of the sample resemble each other
 
 template <class U> constexpr int kKeyBits = sizeof(U) * 8 - 1;
@@ -44,7 +46,7 @@ KeyRule<U> rule_for(DType dtype) {
   return {};
 }
 
-int64_t sample_size(int64_t numel) { return std::clamp<int64_t>(numel / 32, 8192, 131072) / 16 * 16; }
+int64_t sample_size(int64_t numel) { return std::clamp<int64_t>(numel / 32, 8192, 131072) / kRun * kRun; }
 
 // Histograms, one a worker, that keep the total within bounds: 16-bit keys take 128 KiB each.
 template <class U>
@@ -216,43 +218,39 @@ class Selection {
     }
   }
 
-  // Narrows intervals of the keys in memory once: equal intervals share one reading.
-  void narrow_sample(const U* keys, int64_t n, Interval<U>* first, Interval<U>* second) {
-    const bool shared = first->base == second->base && first->width == second->width;
-    for (Interval<U>* each : {first, second}) {
-      if (each->width == 0) continue;
-      if (each == first || !shared) {
-        std::fill_n(local_, kBins<U>, 0u);
-        loops_.histogram(keys, n, rule_, each->base, each->width, each->shift(), local_);
-        for (int64_t b = 0; b < int64_t{1} << (each->width - each->shift()); ++b) totals_[b] = local_[b];
-      }
-      each->narrow(totals_);
+  // Runs of kRun elements spread evenly, each at a pseudo-random cache line of its stretch: `runs` * kRun keys.
+  void draw_sample(U* sample, int64_t runs) {
+    std::vector<int64_t> starts;
+    int64_t before = 0;
+    for (int t = 0; t < problem_.tensors; ++t) {
+      starts.push_back(before);
+      before += problem_.weights[t].numel;
     }
+    const double stretch = static_cast<double>(numel_) / static_cast<double>(runs);
+    for_each_item(pool_, kSlices, [&](int, int64_t slice) {
+      for (int64_t r = runs * slice / kSlices; r < runs * (slice + 1) / kSlices; ++r) {
+        const double jitter = static_cast<uint32_t>(r * 2654435761u) / 4294967296.0;
+        const int64_t at = std::min(static_cast<int64_t>((static_cast<double>(r) + jitter) * stretch), numel_ - 1);
+        // The last tensor that starts at or before `at`; empty ones share their start with the next.
+        const int64_t t = std::upper_bound(starts.begin(), starts.end(), at) - starts.begin() - 1;
+        const TensorRef& w = problem_.weights[t];
+        U* out = sample + r * kRun;
+        const int64_t begin = std::min((at - starts[t]) & ~(kRun - 1), std::max<int64_t>(w.numel - kRun, 0));
+        if (w.contiguous && w.numel >= kRun)
+          std::memcpy(out, static_cast<const U*>(w.data) + begin, kRun * sizeof(U));
+        else
+          for (int64_t i = 0; i < kRun; ++i) gather(w, (begin + i) % w.numel, 1, out + i);  // tiny tensors repeat
+      }
+    });
   }
 
-  // Keys in runs of 16 elements spread evenly, each run at a pseudo-random place of its stretch.
-  int64_t draw_sample(U* sample) {
-    const int64_t runs = sample_size(numel_) / 16;
-    const double stretch = static_cast<double>(numel_) / static_cast<double>(runs);
-    int64_t before = 0, drawn = 0;
-    uint32_t random = 2463534242u;
-    for (int64_t r = 0, t = 0; r < runs; ++r) {
-      random ^= random << 13;
-      random ^= random >> 17;
-      random ^= random << 5;
-      auto at = static_cast<int64_t>((static_cast<double>(r) + random / 4294967296.0) * stretch);
-      at = std::min(at, numel_ - 1);
-      while (at >= before + problem_.weights[t].numel) before += problem_.weights[t++].numel;
-      const TensorRef& w = problem_.weights[t];
-      int64_t begin = std::min((at - before) & ~int64_t{15}, std::max<int64_t>(w.numel - 16, 0));  // whole cache lines
-      int64_t n = std::min<int64_t>(16, w.numel - begin);
-      if (w.contiguous)
-        std::memcpy(sample + drawn, static_cast<const U*>(w.data) + begin, static_cast<size_t>(n) * sizeof(U));
-      else
-        gather(w, begin, n, sample + drawn);
-      drawn += n;
-    }
-    return drawn;
+  // Counts the sample's keys in the bins of `where`.
+  void count_sample(const U* sample, int64_t n, const Interval<U>& where) {
+    count([&](int worker, int64_t slice) {
+      const int64_t first = n * slice / kSlices, last = n * (slice + 1) / kSlices;
+      loops_.histogram(sample + first, last - first, rule_, where.base, where.width, where.shift(), local_ + worker * kBins<U>);
+      return last - first;
+    }, kSlices, int64_t{1} << (where.width - where.shift()));
   }
 
   // One pass with a sampled bracket; false when it missed or overflowed, and then nothing but bits (rewritten later) was changed.
@@ -260,14 +258,20 @@ class Selection {
     U low = 0, high = 0;
     {
       U* sample = reinterpret_cast<U*>(room_);
-      int64_t n = draw_sample(sample);
-      double kept = static_cast<double>(problem_.keep) / static_cast<double>(numel_);
-      // Runs of 16 neighbours may resemble each other; a miss costs a second pass, never exactness.
-      double spread = kSigmas * std::sqrt(kept * (1 - kept) * static_cast<double>(n)) + 2;
-      auto first = static_cast<int64_t>(kept * static_cast<double>(n) - spread);
-      auto last = static_cast<int64_t>(kept * static_cast<double>(n) + spread) + 1;
+      const int64_t n = sample_size(numel_);
+      draw_sample(sample, n / kRun);
+      const double kept = static_cast<double>(problem_.keep) / static_cast<double>(numel_);
+      // Neighbours in a run may resemble each other; a miss costs a second pass, never exactness.
+      const double spread = kSigmas * std::sqrt(kept * (1 - kept) * static_cast<double>(n)) + 2;
+      const auto first = static_cast<int64_t>(kept * static_cast<double>(n) - spread);
+      const auto last = static_cast<int64_t>(kept * static_cast<double>(n) + spread) + 1;
       Interval<U> above{0, kKeyBits<U>, std::max<int64_t>(first, 1)}, below{0, kKeyBits<U>, std::min(last, n)};
-      for (int level = 0; level < 2; ++level) narrow_sample(sample, n, &above, &below);  // 24 bits of the key are close enough
+      count_sample(sample, n, above);
+      for (Interval<U>* each : {&above, &below}) each->narrow(totals_);
+      for (Interval<U>* each : {&above, &below}) {  // two levels: 24 bits of the key are close enough
+        count_sample(sample, n, *each);
+        each->narrow(totals_);
+      }
       high = first < 1 ? rule_.nan : static_cast<U>(above.base + ((U{1} << above.width) - 1));
       low = last > n ? 0 : below.base;
     }

@@ -14,7 +14,8 @@ struct KeyRule {
 template <class U>
 struct TopkLoops {
   // Bits of keys > high; keys in [low, high] are appended to keys/index (index counts from `first`).
-  // Returns the number appended, or -1 if more than `room` - kSlack would be. *greater and *largest are accumulated.
+  // Returns the number appended, or -1 if `room` might not do: a whole vector is written at a time. *greater and *largest are
+  // accumulated.
   int64_t (*scan)(const U* p, int64_t n, KeyRule<U> rule, U low, U high, uint8_t* bits, uint32_t first, U* keys, uint16_t* index,
                   int64_t room, int64_t* greater, U* largest);
   // Bits of keys > threshold; counts keys == threshold; accumulates the largest key.
@@ -33,7 +34,7 @@ struct TopkKernels {
   TopkLoops<uint64_t> u64;
 };
 
-constexpr int64_t kScanSlack = 16;  // a vector store may write this many entries past the last one kept
+constexpr int64_t kScanSlack = 16;  // entries that one vector store of `scan` may write
 
 const TopkKernels& topk_kernels();
 const TopkKernels& topk_kernels_generic();

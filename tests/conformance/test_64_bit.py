@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from acdc_kernels import topk_mask
 from acdc_kernels.ops import masked_sgd_
 

@@ -86,7 +86,7 @@ def test_stopping_and_resuming_changes_no_bit(finished, tmp_path, monkeypatch, s
             run_training(Options(**SHORT, out=tmp_path, resume=stop != stops[0]), "a test", said.append)
         assert (stopped.value.signal, steps_taken) == (signal.SIGINT, stop)
         assert not (tmp_path / "report.json").exists()
-        assert said[-1].endswith(f"acdc-kernels train --resume --out {tmp_path}")
+        assert said[-1].endswith(f" train --resume --out {tmp_path}")
     run_training(Options(out=tmp_path, resume=True), "a test", quiet)
     assert steps_taken == 5 * STEPS
     assert same_bits(models(finished()), models(tmp_path))
@@ -94,26 +94,31 @@ def test_stopping_and_resuming_changes_no_bit(finished, tmp_path, monkeypatch, s
     assert (tmp_path / "history.csv").read_text().count("\n") == 6
 
 
-def test_ctrl_c_from_outside_then_resume(finished, tmp_path):
+def test_ctrl_c_from_outside_then_resume(tmp_path):
+    long = SHORT | {"epochs": 60}  # far from done when the signal arrives, however late the reader is
+    run_training(Options(**long, out=tmp_path / "whole"), "a test", quiet)
     out = tmp_path / "run"
     command = [sys.executable, "-m", "acdc_kernels", "train", "--out", str(out)]
-    settings = [f"--{name.replace('_', '-')}={value}" for name, value in SHORT.items()]
+    settings = [f"--{name.replace('_', '-')}={value}" for name, value in long.items()]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     with subprocess.Popen([*command, *settings], stdout=subprocess.PIPE, text=True, env=environment) as run:
         for line in run.stdout:
-            if line.startswith("epoch 1/5"):
+            if line.startswith("epoch  1/60"):
                 time.sleep(0.01)
                 run.send_signal(signal.SIGINT)
                 break
         said = run.stdout.read()
     assert run.returncode == 128 + signal.SIGINT
-    assert f"go on with:\n  acdc-kernels train --resume --out {out}\n" in said
+    assert "go on with:\n" in said
+    assert f" train --resume --out {out}\n" in said
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True)
     assert f"going on with {out} at step " in again.stdout
-    assert same_bits(models(finished()), models(out))
+    assert same_bits(models(tmp_path / "whole"), models(out))
 
 
 def test_a_second_signal_acts_as_usual():
+    # Where the suite runs in the background, a shell has made Ctrl-C ignored for it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with clock.StopRequest() as stop:
         signal.raise_signal(signal.SIGTERM)
         assert stop.signal == signal.SIGTERM

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from ...formats.mask_bits import check_bits
+from ..dtypes import FLOAT_DTYPES
 from . import contract
-
-FLOAT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def pack_mask(mask: Tensor) -> Tensor:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from ...formats.mask_bits import check_bits
+from ..dtypes import FLOAT_DTYPES
 from . import contract
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def _check(
@@ -28,7 +27,7 @@ def _check(
     if momentum == 0 and buffers:
         raise ValueError(f"masked_sgd_: momentum_buffers must be empty when momentum is 0, got {len(buffers)}")
     for i, param in enumerate(params):
-        if not isinstance(param, Tensor) or param.dtype not in DTYPES:
+        if not isinstance(param, Tensor) or param.dtype not in FLOAT_DTYPES:
             got = param.dtype if isinstance(param, Tensor) else type(param).__name__
             raise TypeError(f"masked_sgd_: params[{i}] must be float32, float64, bfloat16 or float16, got {got}")
         if param.device != params[0].device:

@@ -7,8 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
 SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "scalar": ((),),
     "empty_among_others": ((3,), (0, 4), (5,)),

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..dtypes import FLOAT_DTYPES
 from . import contract
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 PATTERNS = ("unstructured",)
 
 
@@ -37,7 +37,7 @@ def _check(weights: Sequence[Tensor], keep: int | Sequence[int], pattern: str) -
     if pattern not in PATTERNS:
         raise ValueError(f"topk_mask: pattern must be one of {', '.join(map(repr, PATTERNS))}, got {pattern!r}")
     for i, w in enumerate(weights):
-        if not isinstance(w, Tensor) or w.dtype not in DTYPES or w.layout != torch.strided:
+        if not isinstance(w, Tensor) or w.dtype not in FLOAT_DTYPES or w.layout != torch.strided:
             got = f"{w.dtype} ({w.layout})" if isinstance(w, Tensor) else type(w).__name__
             raise TypeError(
                 f"topk_mask: weights[{i}] must be a float32, float64, bfloat16 or float16 tensor, got {got}"

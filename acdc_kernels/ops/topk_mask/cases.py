@@ -8,8 +8,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
 SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "scalar": ((),),
     "one_element": ((1,),),
