@@ -24,6 +24,11 @@ struct Keys {  // portable: eight elements, one mask byte
     for (int i = 0; i < 8; ++i) k.v[i] = x;
     return k;
   }
+  Keys magnitude_of(Keys magnitude) const {
+    Keys k;
+    for (int i = 0; i < 8; ++i) k.v[i] = v[i] & magnitude.v[i];
+    return k;
+  }
   Keys key(Keys magnitude, Keys nan) const {
     Keys k;
     for (int i = 0; i < 8; ++i) {
@@ -80,6 +85,7 @@ struct Keys<uint32_t> {
   __m512i v;
   static Keys load(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
   static Keys splat(uint32_t x) { return {_mm512_set1_epi32(static_cast<int>(x))}; }
+  Keys magnitude_of(Keys magnitude) const { return {_mm512_and_si512(v, magnitude.v)}; }
   Keys key(Keys magnitude, Keys nan) const { return {_mm512_min_epu32(_mm512_and_si512(v, magnitude.v), nan.v)}; }
   static Keys max(Keys a, Keys b) { return {_mm512_max_epu32(a.v, b.v)}; }
   static uint32_t greater(Keys a, Keys b) { return _mm512_cmpgt_epu32_mask(a.v, b.v); }
@@ -93,6 +99,7 @@ struct Keys<uint64_t> {
   __m512i v;
   static Keys load(const uint64_t* p) { return {_mm512_loadu_si512(p)}; }
   static Keys splat(uint64_t x) { return {_mm512_set1_epi64(static_cast<long long>(x))}; }
+  Keys magnitude_of(Keys magnitude) const { return {_mm512_and_si512(v, magnitude.v)}; }
   Keys key(Keys magnitude, Keys nan) const { return {_mm512_min_epu64(_mm512_and_si512(v, magnitude.v), nan.v)}; }
   static Keys max(Keys a, Keys b) { return {_mm512_max_epu64(a.v, b.v)}; }
   static uint32_t greater(Keys a, Keys b) { return _mm512_cmpgt_epu64_mask(a.v, b.v); }
@@ -131,6 +138,7 @@ struct Keys<uint32_t> {
   __m256i v;
   static Keys load(const uint32_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
   static Keys splat(uint32_t x) { return {_mm256_set1_epi32(static_cast<int>(x))}; }
+  Keys magnitude_of(Keys magnitude) const { return {_mm256_and_si256(v, magnitude.v)}; }
   Keys key(Keys magnitude, Keys nan) const { return {_mm256_min_epu32(_mm256_and_si256(v, magnitude.v), nan.v)}; }
   static Keys max(Keys a, Keys b) { return {_mm256_max_epu32(a.v, b.v)}; }
   static uint32_t greater(Keys a, Keys b) {
@@ -164,6 +172,7 @@ struct Keys<uint64_t> {
     __m256i u = _mm256_and_si256(x, magnitude);
     return pick(_mm256_cmpgt_epi64(u, nan), u, nan);
   }
+  Keys magnitude_of(Keys magnitude) const { return {{_mm256_and_si256(v[0], magnitude.v[0]), _mm256_and_si256(v[1], magnitude.v[1])}}; }
   Keys key(Keys magnitude, Keys nan) const {
     return {{one_key(v[0], magnitude.v[0], nan.v[0]), one_key(v[1], magnitude.v[1], nan.v[1])}};
   }

@@ -228,20 +228,32 @@ class Selection {
     }
     const double stretch = static_cast<double>(numel_) / static_cast<double>(runs);
     for_each_item(pool_, kSlices, [&](int, int64_t slice) {
-      for (int64_t r = runs * slice / kSlices; r < runs * (slice + 1) / kSlices; ++r) {
-        const double jitter = static_cast<uint32_t>(r * 2654435761u) / 4294967296.0;
-        const int64_t at = std::min(static_cast<int64_t>((static_cast<double>(r) + jitter) * stretch), numel_ - 1);
-        // The last tensor that starts at or before `at`; empty ones share their start with the next.
-        const int64_t t = std::upper_bound(starts.begin(), starts.end(), at) - starts.begin() - 1;
-        const TensorRef& w = problem_.weights[t];
-        U* out = sample + r * kRun;
-        const int64_t begin = std::min((at - starts[t]) & ~(kRun - 1), std::max<int64_t>(w.numel - kRun, 0));
-        if (w.contiguous && w.numel >= kRun)
-          std::memcpy(out, static_cast<const U*>(w.data) + begin, kRun * sizeof(U));
-        else
-          for (int64_t i = 0; i < kRun; ++i) gather(w, (begin + i) % w.numel, 1, out + i);  // tiny tensors repeat
+      struct Run {
+        const TensorRef* weight;
+        int64_t begin;
+      } batch[32];
+      const int64_t last = runs * (slice + 1) / kSlices;
+      for (int64_t first = runs * slice / kSlices; first < last; first += 32) {
+        const int64_t count = std::min<int64_t>(32, last - first);
+        for (int64_t i = 0; i < count; ++i) {  // all addresses of a batch before the first read: each is a cache miss
+          const double jitter = static_cast<uint32_t>((first + i) * 2654435761u) / 4294967296.0;
+          const int64_t at = std::min(static_cast<int64_t>((static_cast<double>(first + i) + jitter) * stretch), numel_ - 1);
+          // The last tensor that starts at or before `at`; empty ones share their start with the next.
+          const int64_t t = std::upper_bound(starts.begin(), starts.end(), at) - starts.begin() - 1;
+          const TensorRef& w = problem_.weights[t];
+          batch[i] = {&w, std::min((at - starts[t]) & ~(kRun - 1), std::max<int64_t>(w.numel - kRun, 0))};
+          if (w.contiguous) __builtin_prefetch(static_cast<const U*>(w.data) + batch[i].begin);
+        }
+        for (int64_t i = 0; i < count; ++i) copy_run(*batch[i].weight, batch[i].begin, sample + (first + i) * kRun);
       }
     });
+  }
+
+  static void copy_run(const TensorRef& w, int64_t begin, U* out) {
+    if (w.contiguous && w.numel >= kRun)
+      std::memcpy(out, static_cast<const U*>(w.data) + begin, kRun * sizeof(U));
+    else
+      for (int64_t i = 0; i < kRun; ++i) gather(w, (begin + i) % w.numel, 1, out + i);  // tiny tensors repeat
   }
 
   // Counts the sample's keys in the bins of `where`.

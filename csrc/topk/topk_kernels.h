@@ -34,7 +34,7 @@ struct TopkKernels {
   TopkLoops<uint64_t> u64;
 };
 
-constexpr int64_t kScanSlack = 16;  // entries that one vector store of `scan` may write
+constexpr int64_t kScanSlack = 32;  // entries that one round of `scan` may write
 
 const TopkKernels& topk_kernels();
 const TopkKernels& topk_kernels_generic();
