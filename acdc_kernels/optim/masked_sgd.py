@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
 from ..ops.dtypes import FLOAT_DTYPES
-from ..ops.masked_sgd.contract import masked_sgd_op
+from ..ops.masked_sgd.contract import launch_masked_sgd
 from .masks import Masks
 
 
@@ -132,11 +132,11 @@ class MaskedSGD(torch.optim.SGD):
         bits = [masks.get(p) for p in params]
         devices = {p.device for p in params}
         if len(devices) == 1:
-            masked_sgd_op(params, [p.grad for p in params], buffers, bits, *hyper, first_step)
+            launch_masked_sgd(params, [p.grad for p in params], buffers, bits, *hyper, first_step)
             return
         for device in devices:
             here = [i for i, p in enumerate(params) if p.device == device]
-            masked_sgd_op(
+            launch_masked_sgd(
                 [params[i] for i in here],
                 [params[i].grad for i in here],
                 [buffers[i] for i in here] if buffers else [],

@@ -362,6 +362,19 @@ def test_one_kernel_call_a_group():
     assert calls == {"acdc_kernels::masked_sgd_": 1}
 
 
+def test_a_step_moves_version_counters_so_that_autograd_notices():
+    model = network()
+    opt = MaskedSGD(model.parameters(), lr=0.1, momentum=0.9)
+    train(model, opt, 1)
+    loss = model(torch.randn(2, 1, 8, 8)).square().sum()
+    before = [(p._version, opt.state[p]["momentum_buffer"]._version) for p in model.parameters()]
+    opt.step()
+    after = [(p._version, opt.state[p]["momentum_buffer"]._version) for p in model.parameters()]
+    assert all(a > b and c > d for (a, c), (b, d) in zip(after, before, strict=True))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_a_step_allocates_nothing():
     model = network()
     opt = MaskedSGD(model.parameters(), lr=0.1, momentum=0.9)
