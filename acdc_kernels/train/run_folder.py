@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .errors import UserError
@@ -95,7 +95,9 @@ class RunFolder:
         """Write ``KIND.safetensors`` with `facts` as metadata: one JSON entry, as the order of several varies."""
         with _replacing(self.path / f"{kind}.safetensors") as temporary:
             tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
-            save_file(tensors, temporary, {"run": json.dumps(facts)})
+            temporary.write_bytes(
+                save(tensors, {"run": json.dumps(facts)})
+            )  # save_file makes files only their owner reads
 
     def load_model(self, kind: Kind) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(state dict, facts) of ``KIND.safetensors``."""
