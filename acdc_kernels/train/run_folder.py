@@ -95,9 +95,8 @@ class RunFolder:
         """Write ``KIND.safetensors`` with `facts` as metadata: one JSON entry, as the order of several varies."""
         with _replacing(self.path / f"{kind}.safetensors") as temporary:
             tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
-            temporary.write_bytes(
-                save(tensors, {"run": json.dumps(facts)})
-            )  # save_file makes files only their owner reads
+            # save_file would make files that only their owner can read
+            temporary.write_bytes(save(tensors, {"run": json.dumps(facts)}))
 
     def load_model(self, kind: Kind) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(state dict, facts) of ``KIND.safetensors``."""
