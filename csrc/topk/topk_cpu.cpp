@@ -20,8 +20,8 @@ constexpr int32_t kChunk = 16384;         // candidates carry a 16-bit index wit
 constexpr int64_t kBlock = 4096;          // elements of a strided tensor gathered at a time
 constexpr int64_t kBracketFrom = 262144;  // below this a radix selection stays in cache and is quicker
 constexpr int64_t kSlab = 2048;           // candidates that a worker takes room for at a time
-constexpr int64_t kRun = 16;               // neighbours drawn together: a cache line of float32
-constexpr int64_t kSlices = 16;            // work items that the sample is drawn and counted in
+constexpr int64_t kRun = 16;              // neighbours drawn together: a cache line of float32
+constexpr int64_t kSlices = 16;           // work items that the sample is drawn and counted in
 constexpr double kSigmas = 4.5;           // half width of the bracket; neighbours in a run of the sample resemble each other
 
 template <class U> constexpr int kKeyBits = sizeof(U) * 8 - 1;
@@ -61,7 +61,7 @@ int64_t histogram_bytes(int threads) {
 
 template <class U>
 int64_t slabs_for(int64_t numel) {
-  // The bracket holds about 1% of the weights, 1.5% of the bytes; room for half as much again, and some slabs for part-filled ends.
+  // The bracket holds 0.75% of a large model's weights, some 1.1% of the bytes; room for twice that, and slabs for part-filled ends.
   int64_t share = static_cast<int64_t>(0.0225 * static_cast<double>(numel) * sizeof(U)) / (kSlab * kCandidateBytes<U>);
   return share + 24;
 }
