@@ -101,7 +101,8 @@ class RunFolder:
     def load_model(self, kind: Kind) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(state dict, facts) of ``KIND.safetensors``."""
         with safe_open(self.path / f"{kind}.safetensors", framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["run"])  # noqa: SIM118
+            names = file.keys()  # what safetensors opens is no mapping: it can't be iterated
+            return {name: file.get_tensor(name) for name in names}, json.loads(file.metadata()["run"])
 
 
 class _replacing:
