@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.utils.hooks import RemovableHandle
 
+from . import nn as layers
+from ._sparsifier_checks import check_choice, check_group, check_one, check_types, differences, shapes
 from .formats.mask_bits import check_bits
 from .nn import Snapshot, find_weights, is_wrapped, named_tensors, unwrap, wrap
 from .ops import topk_mask_with_nan_count, unpack_mask
+from .ops.distributed import disagreeing, is_sharded, local_part
+from .ops.topk_mask.paper_code import paper_code_masks
 from .policy.patterns import parse_pattern
 from .policy.schedules import Phase, Schedule
 from .policy.scopes import Exempt, budget, check_scope, competing
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 __all__ = ["Sparsifier"]
 
 _STATE_VERSION = 1
+
+PhaseHook = Callable[["Sparsifier", Phase, Phase], None]
 
 
 class Sparsifier:
@@ -44,17 +54,21 @@ class Sparsifier:
                 sparsifier.step()                        # once after every optimizer.step()
         dense = sparsifier.dense_twin()
 
-    The weights of Linear, Conv1d, Conv2d and Conv3d layers compete for the budget if they require a gradient and belong
-    to the optimizer; biases and normalisation never do. Of n competing weights exactly ``n - round(sparsity * n)`` are
-    kept; ties go to the lowest (parameter order, logical row-major index). A parameter that layers share counts once.
-    The class of each competing layer becomes a subclass of its own; to its user the model stays what it was.
+    The weights of Linear and convolution layers compete for the budget if they require a gradient and belong to the
+    optimizer (``acdc_kernels.nn.COVERAGE`` has every module type); biases, embeddings and normalisation never do. Of n
+    competing weights exactly ``n - round(sparsity * n)`` are kept, in whole blocks for block patterns; ties go to the
+    lowest (parameter order, logical row-major index). A parameter that layers share counts once. The class of each
+    layer that could take a sparse product becomes a subclass of its own; to its user the model stays what it was.
 
     Args:
-        model: any module.
-        optimizer: a ``MaskedSGD`` over the model's parameters.
+        model: any module; one in DistributedDataParallel, or sharded by FSDP2, on every process alike.
+        optimizer: a ``MaskedSGD`` or ``MaskedAdamW`` over the model's parameters.
         schedule: from ``acdc_kernels.schedules``; its steps are optimizer updates, counted from 0.
-        sparsity: the share of competing weights that are zero in a compressed phase, in [0, 1). None: 0.9.
-        pattern: which shapes of zeros are allowed: ``"unstructured"``, zeros anywhere.
+        sparsity: the share of competing weights that are zero in a compressed phase, in [0, 1). None: 0.9, or what the
+            pattern fixes.
+        pattern: which shapes of zeros are allowed: ``"unstructured"``, zeros anywhere; ``"n:m"`` (as ``"2:4"``), n of m
+            consecutive weights along the input axis; ``"2:4-transposable"``, along both axes; ``"block:RxC"``, whole
+            blocks of R outputs by C inputs. See ``topk_mask``. Layers that can't take it are in ``uncovered()``.
         scope: ``"global"``: all weights compete for one budget; ``"layer"``: each parameter has the same sparsity, and
             the model's first and last layer are exempt.
         exempt: what never competes: a name or glob of layers or parameters (``"head"``, ``"blocks.*.proj"``), a
@@ -62,8 +76,10 @@ class Sparsifier:
         reset_momentum: whether a dense phase that follows a compressed one starts with zero momentum.
         kernels: ``"auto"`` or ``"dense"``: dense products with masked weights, in this version.
         storage: ``"dense"``: parameters stay whole.
-        tie_rule: ``"lowest_index"``.
-        process_group: None: one process.
+        tie_rule: ``"lowest_index"``; or ``"reference"``, the masks of the paper's published code, which keeps only what
+            is strictly greater than the k-th largest |w| + 1e-4 (unstructured only; copies the weights).
+        process_group: the processes that hold replicas of the model: at each flip they check that their masks agree.
+            None: no check. Not for sharded models, whose processes agree by construction.
         dense_snapshot: where the dense twin waits during a compressed phase: ``"disk"`` (a temporary file),
             ``"memory"`` (a copy of the model), or the path of a file to write and leave there.
 
@@ -93,22 +109,24 @@ class Sparsifier:
         kernels: str = "auto",
         storage: str = "dense",
         tie_rule: str = "lowest_index",
-        process_group: None = None,
+        process_group: ProcessGroup | None = None,
         dense_snapshot: str | os.PathLike[str] = "disk",
     ) -> None:
-        _check_types(model, optimizer, schedule)
-        _check_choice("kernels", kernels, ("auto", "dense"), "sparse products are not in this version")
-        _check_choice("storage", storage, ("dense",), "compact storage is not in this version")
-        _check_choice("tie_rule", tie_rule, ("lowest_index",), "other rules are not in this version")
-        if process_group is not None:
-            raise ValueError(
-                f"Sparsifier: process_group must be None, got {process_group!r}: one process only in this version"
-            )
+        check_types(model, optimizer, schedule)
+        check_choice("kernels", kernels, ("auto", "dense"), "sparse products are not in this version")
+        check_choice("storage", storage, ("dense",), "compact storage is not in this version")
+        check_choice("tie_rule", tie_rule, ("lowest_index", "reference"), "there are no others")
         parsed = parse_pattern(pattern)
+        if tie_rule == "reference" and parsed.structured:
+            raise ValueError(
+                f"Sparsifier: pattern must be 'unstructured' for tie_rule 'reference', got {pattern!r}: the paper's "
+                "code leaves ties to an unstable sort there"
+            )
+        check_group(process_group)
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.sparsity = parsed.resolve_sparsity(sparsity)
         self._pattern, self._scope = parsed, check_scope(scope)
-        self._reset_momentum, self._tie_rule = bool(reset_momentum), tie_rule
+        self._reset_momentum, self._tie_rule, self._group = bool(reset_momentum), tie_rule, process_group
         if any(is_wrapped(layer) for layer in model.modules()):
             raise ValueError(
                 "Sparsifier: model must not have a sparsifier already; remove() that one first, or for a copy of its "
@@ -122,19 +140,26 @@ class Sparsifier:
             raise ValueError(f"Sparsifier: model must have a weight to prune, got {found or 'no Linear or Conv layer'}")
         parameters = dict(model.named_parameters())
         self._weights: dict[str, Parameter] = {weight.name: parameters[weight.name] for weight in chosen}
-        self._keep = budget(scope, [p.numel() for p in self._weights.values()], self.sparsity)
-        _check_one("device", {name: p.device for name, p in self._weights.items()})
-        _check_one("dtype", {name: p.dtype for name, p in self._weights.items()})
+        self._keep = budget(scope, [p.numel() for p in self._weights.values()], self.sparsity, parsed)
+        check_one("device", {name: p.device for name, p in self._weights.items()})
+        check_one("dtype", {name: p.dtype for name, p in self._weights.items()})
         if masked := [name for name, p in self._weights.items() if p in optimizer.masks]:
             raise ValueError(
                 f"Sparsifier: optimizer.masks must not hold weights that compete, got {', '.join(masked)}; exempt them "
                 "or delete their masks (when resuming, load the optimizer's state after making the sparsifier)"
             )
 
+        if self.sharded and (process_group is not None or tie_rule == "reference"):
+            raise ValueError(
+                "Sparsifier: process_group must be None and tie_rule 'lowest_index' for a sharded model, got "
+                f"{process_group!r} and {tie_rule!r}"
+            )
         self._removed = False
+        self._hooks: dict[int, PhaseHook] = {}
         self._snapshot = Snapshot(dense_snapshot)
         self._step = 0
-        self._layers = list({id(layer): layer for weight in chosen for _, layer in weight.layers}.values())
+        replaceable = [weight for weight in chosen if weight.treatment == "sparse"]
+        self._layers = list({id(layer): layer for weight in replaceable for _, layer in weight.layers}.values())
         try:
             for layer in self._layers:
                 wrap(layer)
@@ -167,9 +192,27 @@ class Sparsifier:
         nonzero = torch.stack([torch.count_nonzero(p.detach()) for p in self._weights.values()]).sum()
         return 1 - int(nonzero) / sum(p.numel() for p in self._weights.values())
 
+    @property
+    def sharded(self) -> bool:
+        """Whether the competing weights are DTensors, of which this process holds shards."""
+        return any(is_sharded(p) for p in self._weights.values())
+
     def uncovered(self) -> dict[str, str]:
-        """Weights of Linear and Conv layers that don't compete: parameter name -> reason (exempt, frozen, ...)."""
+        """Weights that don't compete: parameter name -> reason (exempt, frozen, an Embedding's, ...).
+
+        Parameters of fewer than two dimensions and normalisation are not listed.
+        """
         return dict(self._uncovered)
+
+    def register_phase_hook(self, hook: PhaseHook) -> RemovableHandle:
+        """Has ``hook(sparsifier, old_phase, new_phase)`` called whenever ``step()`` has begun another phase.
+
+        Weights, masks and momentum are those of the new phase by then. Hooks run in the order they were registered;
+        loading a state calls none. Returns a handle whose ``remove()`` takes the hook off again.
+        """
+        handle = RemovableHandle(self._hooks)
+        self._hooks[handle.id] = hook
+        return handle
 
     def step(self) -> None:
         """Counts one optimizer update and begins the next phase if it is due.
@@ -177,15 +220,20 @@ class Sparsifier:
         Call it once after every ``optimizer.step()``, not after every micro-batch. An update that a GradScaler skips
         counts as well, as it does for learning-rate schedulers.
 
-        Raises ValueError, naming the weights, if a compressed phase is due and a competing weight holds NaN; nothing
-        was changed then. Raises RuntimeError after ``remove()``.
+        Raises ValueError, naming the weights, if a compressed phase is due and a competing weight holds NaN or the
+        processes of ``process_group`` would mask it differently; nothing was changed then. Raises RuntimeError after
+        ``remove()``.
         """
         self._check_present("step")
-        if self._step + 1 > self._phase.last_step:
+        before = self._phase
+        if self._step + 1 > before.last_step:
             phase = self.schedule.at(self._step + 1)
-            if phase.index != self._phase.index:
+            if phase.index != before.index:
                 self._begin(phase)
         self._step += 1
+        if self._phase is not before:
+            for hook in tuple(self._hooks.values()):
+                hook(self, before, self._phase)
 
     def dense_twin(self) -> nn.Module:
         """A plain copy of the model with the parameters and buffers of the end of the most recent dense phase.
@@ -193,15 +241,32 @@ class Sparsifier:
         In a dense phase: of now. Where training starts compressed: of before the first pruning. The copy is the
         caller's; its layers have their own classes again, and its device, dtype and training mode are the model's.
 
-        Raises RuntimeError after ``remove()``.
+        Raises RuntimeError after ``remove()``, and for a model sharded by FSDP2, which can't be copied.
         """
         self._check_present("dense_twin")
+        if self.sharded:
+            raise RuntimeError(
+                "Sparsifier.dense_twin: the model must not be sharded, got DTensors, which can't be copied yet; save a "
+                "distributed checkpoint at the end of the last dense phase (see register_phase_hook)"
+            )
         twin = unwrap(copy.deepcopy(self.model))
         if self._phase.kind == "compressed":
             saved = self._snapshot.load()
             for name, tensor in named_tensors(twin).items():
                 tensor.copy_(saved[name])
         return twin
+
+    def recalibrate(self, loader: Iterable[Any], model: nn.Module | None = None) -> int:
+        """Measures the running statistics of batch normalisation anew over ``loader``, and returns how many there are.
+
+        A flip changes the weights at once, and the running statistics only as training goes on; the pair's accuracy
+        gains when they are measured with the weights that are kept. Each batch (an input, or a tuple that begins with
+        one) counts the same, as in ``torch.optim.swa_utils.update_bn``. model: another than the sparsifier's own, for
+        example the dense twin.
+
+        Raises ValueError for an empty loader; nothing was changed then.
+        """
+        return layers.recalibrate(self.model if model is None else model, loader)
 
     def remove(self) -> None:
         """Takes the sparsifier off: the layers get their own classes back, and its masks leave the optimizer.
@@ -227,7 +292,7 @@ class Sparsifier:
             "step": self._step,
             "schedule": self.schedule.to_dict(),
             "settings": self._settings(),
-            "parameters": _shapes(self._weights),
+            "parameters": shapes(self._local_weights()),
             "masks": dict(self.masks),
             "dense_twin": self._snapshot.load() if self._phase.kind == "compressed" else {},
         }
@@ -241,13 +306,18 @@ class Sparsifier:
         Raises ValueError, naming every difference, before anything is changed; RuntimeError after ``remove()``.
         """
         self._check_present("load_state_dict")
-        phase = self._check_state(state)
+        phase = self._check_state("Sparsifier.load_state_dict", state)
         if phase.kind == "compressed":
             self._snapshot.save(state["dense_twin"])
             self.optimizer.masks.update({p: state["masks"][name].to(p.device) for name, p in self._weights.items()})
         else:
             self._unmask()
         self._step, self._phase = state["step"], phase
+
+    def check_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises what ``load_state_dict(state)`` would, and changes nothing."""
+        self._check_present("check_state_dict")
+        self._check_state("Sparsifier.check_state_dict", state)
 
     def __repr__(self) -> str:
         phase, n = self._phase, sum(p.numel() for p in self._weights.values())
@@ -269,7 +339,10 @@ class Sparsifier:
         self._phase = phase
 
     def _threshold(self, phase: Phase) -> list[Tensor]:
-        bits, nan_counts = topk_mask_with_nan_count(list(self._weights.values()), self._keep, self._pattern.text)
+        weights = list(self._weights.values())
+        bits, nan_counts = topk_mask_with_nan_count(weights, self._keep, self._pattern.text)
+        if self._group is not None:  # so that all processes raise, and none waits for another
+            torch.distributed.all_reduce(nan_counts, torch.distributed.ReduceOp.MAX, self._group)
         bad = [
             f"{name} ({count:,} of {p.numel():,})"
             for (name, p), count in zip(self._weights.items(), nan_counts.tolist(), strict=True)
@@ -280,6 +353,14 @@ class Sparsifier:
                 f"Sparsifier: weights must not be NaN where compressed phase {phase.index} begins (step "
                 f"{phase.first_step}), got NaN in {', '.join(bad)}"
             )
+        if self._tie_rule == "reference":
+            bits = paper_code_masks(weights, self.sparsity, self._scope)
+        if self._group is not None and (unlike := disagreeing(bits, self._group)):
+            names = list(self._weights)
+            raise ValueError(
+                f"Sparsifier: weights must be the same on every process where compressed phase {phase.index} begins "
+                f"(step {phase.first_step}), got different masks for {', '.join(names[i] for i in unlike)}"
+            )
         return bits
 
     def _unwrap(self) -> None:
@@ -289,6 +370,9 @@ class Sparsifier:
     def _unmask(self) -> None:
         for p in self._weights.values():
             self.optimizer.masks.pop(p, None)
+
+    def _local_weights(self) -> dict[str, Tensor]:
+        return {name: local_part(p) for name, p in self._weights.items()}
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -303,82 +387,45 @@ class Sparsifier:
         if self._removed:
             raise RuntimeError(f"Sparsifier.{method}: this sparsifier was removed; make a new one")
 
-    def _check_state(self, state: Mapping[str, Any]) -> Phase:
+    def _check_state(self, where: str, state: Mapping[str, Any]) -> Phase:
         """The phase of ``state``, or a ValueError with everything in it that doesn't fit."""
-        where = "Sparsifier.load_state_dict"
         version = state.get("version") if isinstance(state, Mapping) else None
         if version != _STATE_VERSION:
             raise ValueError(f"{where}: state must be of version {_STATE_VERSION}, got {version!r}")
         parts = ("schedule", "settings", "parameters", "masks", "dense_twin")
         if missing := [part for part in parts if not isinstance(state.get(part), Mapping)]:
             raise ValueError(f"{where}: state must hold the mappings {', '.join(parts)}; it lacks {', '.join(missing)}")
-        differences = [
-            *_differences("schedule", self.schedule.to_dict(), state["schedule"]),
-            *_differences("settings", self._settings(), state["settings"]),
-            *_differences("parameters", _shapes(self._weights), state["parameters"]),
+        lines = [
+            *differences("schedule", self.schedule.to_dict(), state["schedule"]),
+            *differences("settings", self._settings(), state["settings"]),
+            *differences("parameters", shapes(self._local_weights()), state["parameters"]),
         ]
         step = state.get("step")
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-            differences.append(f"step must be an int of at least 0, got {step!r}")
-        if differences:
-            raise ValueError(f"{where}: state must be of this run, but {'; '.join(differences)}")
+            lines.append(f"step must be an int of at least 0, got {step!r}")
+        if lines:
+            raise ValueError(f"{where}: state must be of this run, but {'; '.join(lines)}")
         phase = self.schedule.at(step)
         compressed = phase.kind == "compressed"
         twin = named_tensors(self.model) if compressed else {}
-        differences = [
-            *_differences("masks", dict.fromkeys(self._weights if compressed else ()), dict.fromkeys(state["masks"])),
-            *_differences("dense_twin", _shapes(twin), _shapes(state["dense_twin"])),
+        lines = [
+            *differences("masks", dict.fromkeys(self._weights if compressed else ()), dict.fromkeys(state["masks"])),
+            *differences("dense_twin", shapes(twin), shapes(state["dense_twin"])),
         ]
-        if differences:
-            raise ValueError(f"{where}: state must be of this run in {phase}, but {'; '.join(differences)}")
+        if lines:
+            raise ValueError(f"{where}: state must be of this run in {phase}, but {'; '.join(lines)}")
         self._check_masks(where, state["masks"])
         return phase
 
     def _check_masks(self, where: str, masks: Mapping[str, Tensor]) -> None:
-        kept = []
+        kept, sizes = [], []
         for name, bits in masks.items():
-            check_bits(f"{where}: masks[{name!r}]", bits, self._weights[name].numel())
-            kept.append(int(unpack_mask(bits, self._weights[name].shape).sum()))
-        if kept and (sum(kept) if isinstance(self._keep, int) else kept) != self._keep:
-            raise ValueError(f"{where}: masks must keep {self._keep} weights, got {kept}")
-
-
-def _check_types(model: object, optimizer: object, schedule: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"Sparsifier: model must be a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(getattr(optimizer, "masks", None), MutableMapping):
-        raise TypeError(
-            f"Sparsifier: optimizer must be one with masks, got {type(optimizer).__name__}; "
-            "use acdc_kernels.MaskedSGD, a drop-in for torch.optim.SGD"
-        )
-    if not isinstance(schedule, Schedule):
-        raise TypeError(
-            f"Sparsifier: schedule must be made by acdc_kernels.schedules.acdc or dense, got {type(schedule).__name__}"
-        )
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...], why: str) -> None:
-    if value not in choices:
-        raise ValueError(f"Sparsifier: {name} must be {' or '.join(map(repr, choices))}, got {value!r}: {why}")
-
-
-def _check_one(what: str, values: dict[str, object]) -> None:
-    first = {value: name for name, value in reversed(values.items())}
-    if len(first) > 1:
-        found = ", ".join(f"{value} ({name})" for value, name in first.items())
-        raise ValueError(f"Sparsifier: competing weights must share one {what}, got {found}; exempt the others")
-
-
-def _shapes(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: list(t.shape) if isinstance(t, Tensor) else t for name, t in tensors.items()}
-
-
-def _differences(what: str, here: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
-    """A line for each key whose value isn't the same on both sides."""
-    lines = [f"{what} has no {key} here" for key in saved if key not in here]
-    for key, value in here.items():
-        if key not in saved:
-            lines.append(f"{what} has no {key} in the state")
-        elif value != saved[key]:
-            lines.append(f"{what}'s {key} is {value!r} here and {saved[key]!r} in the state")
-    return lines
+            shard = local_part(self._weights[name])
+            check_bits(f"{where}: masks[{name!r}]", bits, shard.numel())
+            kept.append(int(unpack_mask(bits, shard.shape).sum()))
+            sizes.append(self._weights[name].numel())
+        if not kept or self.sharded or self._tie_rule == "reference":  # how many there should be is not known here
+            return
+        keep = [self._pattern.kept(n, self.sparsity) for n in sizes] if self._keep is None else self._keep
+        if (sum(kept) if isinstance(keep, int) else kept) != keep:
+            raise ValueError(f"{where}: masks must keep {keep} weights, got {kept}")

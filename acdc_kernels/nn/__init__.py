@@ -1,7 +1,9 @@
 """A model's layers as the Sparsifier sees them: finding their weights, wrapping them, remembering a dense phase."""
 
+from .calibrate import recalibrate
+from .coverage import COVERAGE
 from .layers import find_weights
 from .snapshot import Snapshot, named_tensors
 from .wrap import is_wrapped, unwrap, wrap
 
-__all__ = ["Snapshot", "find_weights", "is_wrapped", "named_tensors", "unwrap", "wrap"]
+__all__ = ["COVERAGE", "Snapshot", "find_weights", "is_wrapped", "named_tensors", "recalibrate", "unwrap", "wrap"]

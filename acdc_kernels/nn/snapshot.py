@@ -12,13 +12,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..ops.distributed import local_part
+
 __all__ = ["Snapshot", "named_tensors"]
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by name, detached, not copied: shared ones once, non-persistent buffers too."""
+    """Every parameter and buffer by name, detached, not copied: shared ones once, non-persistent buffers too.
+
+    Of a DTensor it is this process's shard.
+    """
     named = (*model.named_parameters(), *model.named_buffers())
-    return {name: tensor.detach() for name, tensor in named}
+    return {name: local_part(tensor.detach()) for name, tensor in named}
 
 
 class Snapshot:

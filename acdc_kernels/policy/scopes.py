@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 from .patterns import Pattern
 
-__all__ = ["SCOPES", "Exempt", "Weight", "budget", "check_scope", "competing"]
+__all__ = ["SCOPES", "Exempt", "Treatment", "Weight", "budget", "check_scope", "competing"]
 
 SCOPES = ("global", "layer")
+
+Treatment = Literal["sparse", "masked-dense", "dense"]
 
 Exempt = str | Callable[[str, Any], bool] | Iterable[str | Callable[[str, Any], bool]]
 
@@ -23,19 +25,34 @@ class Weight:
     name: the parameter's name. shape: its shape.
     layers: the name of the layer that owns it and the layer itself; more than one pair where layers share the weight.
     unfit: why it can't compete whatever the scope and pattern are (frozen, say); None if it can.
+    treatment: "sparse": its products may be sparse ones; "masked-dense": they stay dense; "dense": it never competes.
+    attribute: the layer's attribute that holds it.
+    input_first: it is stored [C_in, C_out, ...], not [C_out, C_in, ...].
     """
 
     name: str
     shape: tuple[int, ...]
     layers: tuple[tuple[str, Any], ...] = field(repr=False)
     unfit: str | None = None
+    treatment: Treatment = "sparse"
+    attribute: str = "weight"
+    input_first: bool = False
 
     def matches(self, rule: str | Callable[[str, Any], bool]) -> bool:
-        """Whether the rule (name or glob of a layer or parameter, or predicate of name and layer) means this one."""
+        """Whether the rule (name or glob of a layer or parameter, or predicate of name and layer) means this one.
+
+        Predicates are asked about layers that could compete only.
+        """
         if callable(rule):
-            return any(rule(name, layer) for name, layer in self.layers)
-        names = {self.name, *(alias for name, _ in self.layers for alias in (name, f"{name}.weight"))}
+            return self.treatment != "dense" and any(rule(name, layer) for name, layer in self.layers)
+        names = {self.name, *(alias for name, _ in self.layers for alias in (name, f"{name}.{self.attribute}"))}
         return rule in names or any(fnmatchcase(name, rule) for name in names)
+
+    def misfit(self, pattern: Pattern) -> str | None:
+        """Why it can't take the pattern; None if it can."""
+        if self.input_first and pattern.structured:
+            return f"its weight is stored input axis first: no pattern {pattern.text!r}"
+        return pattern.covers(self.shape)
 
 
 def check_scope(scope: str) -> str:
@@ -57,16 +74,17 @@ def competing(
     rules = _rules(exempt)
     for rule in rules:
         if not callable(rule) and not any(weight.matches(rule) for weight in weights):
-            known = ", ".join(name for weight in weights for name, _ in weight.layers)
+            known = ", ".join(name for weight in weights for name, _ in weight.layers if weight.treatment != "dense")
             raise ValueError(f"exempt: {rule!r} matches no Linear or Conv layer; the model has: {known or 'none'}")
-    ends = {weights[0].name: "first", weights[-1].name: "last"} if weights and scope == "layer" else {}
+    products = [weight for weight in weights if weight.treatment != "dense"]
+    ends = {products[0].name: "first", products[-1].name: "last"} if products and scope == "layer" else {}
     chosen: list[Weight] = []
     reasons: dict[str, str] = {}
     for weight in weights:
         reason = next((f"exempt: {_describe(rule)}" for rule in rules if weight.matches(rule)), None)
         if reason is None and weight.name in ends:
             reason = f"exempt: the {ends[weight.name]} layer, under scope 'layer'"
-        reason = reason or weight.unfit or pattern.covers(weight.shape)
+        reason = reason or weight.unfit or weight.misfit(pattern)
         if reason is None:
             chosen.append(weight)
         else:
@@ -74,17 +92,19 @@ def competing(
     return chosen, reasons
 
 
-def budget(scope: str, sizes: Sequence[int], sparsity: float) -> int | list[int]:
-    """How many weights are kept, n - round(sparsity * n): over all of them for "global", of each for "layer"."""
+def budget(scope: str, sizes: Sequence[int], sparsity: float, pattern: Pattern) -> int | list[int] | None:
+    """How many weights are kept: over all of them for "global", of each for "layer"; None where the pattern decides.
+
+    n - round(sparsity * n) weights, or so many whole blocks (see ``Pattern.kept``).
+    """
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity must be in [0, 1), got {sparsity}")
-    if check_scope(scope) == "global":
-        return _kept(sum(sizes), sparsity)
-    return [_kept(size, sparsity) for size in sizes]
-
-
-def _kept(n: int, sparsity: float) -> int:
-    return n - round(sparsity * n)
+    check_scope(scope)
+    if pattern.fixed:
+        return None
+    if scope == "global":
+        return pattern.kept(sum(sizes), sparsity)
+    return [pattern.kept(size, sparsity) for size in sizes]
 
 
 def _rules(exempt: Exempt) -> list[str | Callable[[str, Any], bool]]:

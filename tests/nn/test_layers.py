@@ -19,7 +19,11 @@ def test_linear_and_conv_in_model_order():
         *(nn.Conv1d(1, 1, 1), nn.Conv2d(1, 1, 1), nn.Conv3d(1, 1, 1), nn.Linear(1, 1), nn.ConvTranspose2d(1, 1, 1)),
         *(nn.BatchNorm1d(1), nn.LayerNorm(1), nn.Embedding(2, 2), nn.Bilinear(1, 1, 1), nn.PReLU()),
     )
-    assert found(model) == {f"{i}.weight": None for i in range(4)}
+    assert found(model) == {
+        **{f"{i}.weight": None for i in range(5)},
+        "7.weight": "a lookup, not a product",
+        "8.weight": "a product of two inputs",
+    }
 
 
 def test_the_model_itself_may_be_the_layer():

@@ -77,6 +77,31 @@ def test_shared_weight_is_exempt_by_any_of_its_names():
         assert competing([shared], "global", PATTERN, [rule])[0] == []
 
 
+EMBEDDING = Weight("embed.weight", (9, 4), (("embed", "embedding"),), "a lookup", "dense")
+
+
+def test_a_weight_that_never_competes_is_no_first_or_last_layer():
+    chosen, reasons = competing([EMBEDDING, *MODEL, EMBEDDING], "layer", PATTERN)
+    assert [w.layers[0][0] for w in chosen] == ["blocks.0.up", "blocks.0.down"]
+    assert reasons["embed.weight"] == "a lookup"
+    assert reasons["stem.weight"] == "exempt: the first layer, under scope 'layer'"
+
+
+def test_a_weight_that_never_competes_may_be_exempt_and_no_predicate_sees_it():
+    seen = []
+    _, reasons = competing([EMBEDDING, *MODEL], "global", PATTERN, ["embed", lambda name, layer: seen.append(layer)])
+    assert reasons["embed.weight"] == "exempt: matches 'embed'"
+    assert "embedding" not in seen
+
+
+@pytest.mark.parametrize(("pattern", "ok"), [("unstructured", True), ("2:4", False), ("block:2x2", False)])
+def test_structured_patterns_need_the_output_axis_first(pattern, ok):
+    up = Weight("up.weight", (4, 4, 1, 1), (("up", "transposed"),), input_first=True)
+    chosen, reasons = competing([up], "global", parse_pattern(pattern))
+    assert chosen == ([up] if ok else [])
+    assert reasons == ({} if ok else {"up.weight": f"its weight is stored input axis first: no pattern {pattern!r}"})
+
+
 def test_no_weights_at_all():
     assert competing([], "layer", PATTERN) == ([], {})
 
@@ -111,11 +136,25 @@ def test_rejects(scope, exempt, error, message):
     ],
 )
 def test_budget(scope, sizes, sparsity, kept):
-    assert budget(scope, sizes, sparsity) == kept
+    assert budget(scope, sizes, sparsity, PATTERN) == kept
+
+
+@pytest.mark.parametrize(
+    ("pattern", "scope", "sizes", "kept"),
+    [
+        ("block:2x2", "global", [100, 28], 12),  # 32 blocks, 29 of them zero
+        ("block:2x2", "layer", [100, 28], [8, 4]),
+        ("2:4", "global", [100, 28], None),
+        ("2:4-transposable", "layer", [16], None),
+    ],
+)
+def test_budget_of_patterns(pattern, scope, sizes, kept):
+    parsed = parse_pattern(pattern)
+    assert budget(scope, sizes, parsed.resolve_sparsity(None), parsed) == kept
 
 
 @pytest.mark.parametrize("sparsity", [1.0, -0.5, 2, float("nan")])
 @pytest.mark.parametrize("scope", ["global", "layer"])
 def test_budget_rejects_sparsity(scope, sparsity):
     with pytest.raises(ValueError, match=r"sparsity must be in \[0, 1\), got"):
-        budget(scope, [10], sparsity)
+        budget(scope, [10], sparsity, PATTERN)

@@ -16,6 +16,12 @@ class Pattern:
 
     text: str
     default_sparsity: float
+    unit: int = 1
+    fixed: bool = False
+    structured: bool = False
+
+    def kept(self, numel: int, sparsity: float) -> int:
+        return numel - round(sparsity * numel)
 
     def covers(self, shape: Sequence[int]) -> str | None:
         """None if a weight of this shape can have the pattern, else the reason why not."""

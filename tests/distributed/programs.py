@@ -1,0 +1,173 @@
+"""What the ranks of the distributed tests run: ``programs.py NAME RANK WORLD FOLDER``; each saves a dict to FOLDER/RANK.pt."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import acdc_kernels as acdc
+
+# 12 updates: D2 C2 D2 C2 D2 C2
+SCHEDULE = acdc.schedules.acdc(total=12, warmup=2, compressed=2, dense=2, final_dense=0, final_compressed=2)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 17), nn.Tanh(), nn.Linear(17, 9), nn.Tanh(), nn.Linear(9, 3))
+
+
+def batch(step: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(100 * step + rank)
+    return torch.randn(8, 6, generator=generator), torch.randint(3, (8,), generator=generator)
+
+
+def update(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, rank: int) -> None:
+    x, y = batch(step, rank)
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+
+
+def replicas(rank: int, world: int) -> dict:
+    """DistributedDataParallel: every rank sees data of its own, and prunes the same weights."""
+    model = nn.parallel.DistributedDataParallel(net())
+    optimizer = acdc.MaskedSGD(model.parameters(), lr=0.1, momentum=0.9)
+    sparsifier = acdc.Sparsifier(model, optimizer, SCHEDULE, sparsity=0.8, process_group=dist.group.WORLD)
+    masks = []
+    for step in range(SCHEDULE.total_steps):
+        update(model, optimizer, step, rank)
+        masks.append(dict(sparsifier.masks))
+        sparsifier.step()
+    twin = sparsifier.dense_twin()
+    return {
+        "weights": {name: p.detach() for name, p in model.module.named_parameters()},
+        "masks": masks,
+        "sparsity": sparsifier.achieved_sparsity(),
+        "twin": {name: p.detach() for name, p in twin.module.named_parameters()},
+    }
+
+
+def replicas_that_differ(rank: int, world: int) -> dict:
+    """A rank whose weights have drifted, or hold NaN, stops all ranks at the flip; they go on once it is put right."""
+    model = net()
+    optimizer = acdc.MaskedSGD(model.parameters(), lr=0.1)
+    sparsifier = acdc.Sparsifier(model, optimizer, SCHEDULE, sparsity=0.8, process_group=dist.group.WORLD)
+    sparsifier.step()
+    errors = []
+    good = model[2].weight.detach().clone()
+    for bad in (1.0, float("nan")):
+        if rank == 1:
+            with torch.no_grad():
+                model[2].weight[:2] += bad
+        try:
+            sparsifier.step()
+        except ValueError as error:
+            errors.append(str(error))
+        with torch.no_grad():
+            model[2].weight.copy_(good)
+    before = (sparsifier.step_count, sparsifier.phase.kind, len(sparsifier.masks))
+    sparsifier.step()
+    return {"errors": errors, "before": before, "after": sparsifier.phase.kind}
+
+
+def sharded_masks(rank: int, world: int) -> dict:
+    """topk_mask over DTensors, and over plain shards of one model, in every dtype and with ties."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (world,))
+    wrong = []
+    dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    for case in range(48):
+        dtype = dtypes[case % 4]
+        generator = torch.Generator().manual_seed(case)
+        weights = [
+            torch.randn(shape, generator=generator).to(dtype) for shape in ((7, 5), (1, 9), (16, 3), (5, 4, 2), (0, 3))
+        ]
+        if case % 3 == 1:
+            weights = [(w * 2).round() for w in weights]
+        if case % 5 == 1:
+            weights[0][0, 0], weights[1][0, 3], weights[2][:2] = float("nan"), float("inf"), -0.0
+        total = sum(w.numel() for w in weights)
+        each = [int(torch.randint(w.numel() + 1, (), generator=generator)) for w in weights]
+        spread = [distribute_tensor(w, mesh, [Shard(0)]) for w in weights]
+        for keep in (0, 1, case % total, total, each):
+            whole = acdc.topk_mask(weights, keep)
+            mine = acdc.topk_mask(spread, keep)
+            for w, bits, shard, got in zip(weights, whole, spread, mine, strict=True):
+                want = distribute_tensor(acdc.unpack_mask(bits, w.shape), mesh, [Shard(0)]).to_local()
+                if not torch.equal(acdc.unpack_mask(got, shard.to_local().shape), want):
+                    wrong.append((case, str(keep), list(w.shape)))
+        # plain tensors: the processes' lists one after another are the model
+        pieces = [w.flatten() for w in weights[:3]]
+        keep = case % (world * sum(p.numel() for p in pieces))
+        mine = acdc.topk_mask([p * (1 + rank) for p in pieces], keep, shard_group=dist.group.WORLD)
+        whole = acdc.topk_mask([p * (1 + r) for r in range(world) for p in pieces], keep)
+        if not all(map(torch.equal, mine, whole[rank * 3 : rank * 3 + 3])):
+            wrong.append((case, keep, "pieces"))
+    return {"wrong": wrong}
+
+
+def sharded_training(rank: int, world: int) -> dict:
+    """FSDP2: the masks are those of the whole model, which no rank ever holds."""
+    from torch.distributed.fsdp import fully_shard
+
+    results = {}
+    for name, make in {
+        "sgd": lambda p: acdc.MaskedSGD(p, lr=0.1, momentum=0.9),
+        "adamw": lambda p: acdc.MaskedAdamW(p, lr=0.01),
+    }.items():
+        whole = net()
+        sharded = net()
+        for layer in sharded:
+            if isinstance(layer, nn.Linear):
+                fully_shard(layer)
+        fully_shard(sharded)
+        runs = []
+        for model in (whole, sharded):
+            optimizer = make(model.parameters())
+            runs.append((model, optimizer, acdc.Sparsifier(model, optimizer, SCHEDULE, sparsity=0.8)))
+        unlike = []
+        for step in range(SCHEDULE.total_steps):
+            for model, optimizer, sparsifier in runs:
+                update(model, optimizer, step, 0)  # the same batch on every rank: averaging changes nothing
+                sparsifier.step()
+            want, got = runs[0][2].masks, runs[1][2].masks
+            if list(want) != list(got):
+                unlike.append((step, "names"))
+            for key in want:
+                p = sharded.get_parameter(key)
+                rows = torch.chunk(acdc.unpack_mask(want[key], p.shape), world)
+                local = acdc.unpack_mask(got[key], p.to_local().shape)
+                if not torch.equal(local, rows[rank]):
+                    unlike.append((step, key))
+        full = {key: p.full_tensor().detach() for key, p in sharded.named_parameters()}
+        error = max(float((full[key] - p).abs().max()) for key, p in whole.named_parameters())
+        state = runs[1][2].state_dict()
+        try:
+            runs[1][2].dense_twin()
+        except RuntimeError as refusal:
+            refused = str(refusal)
+        runs[1][2].load_state_dict(state)
+        results[name] = {
+            "unlike": unlike,
+            "error": error,
+            "classes": sorted({type(m).__name__ for m in sharded.modules()}),
+            "sparsity": 1
+            - sum(int(full[key].count_nonzero()) for key in want) / sum(full[key].numel() for key in want),
+            "refused": refused,
+        }
+    return results
+
+
+if __name__ == "__main__":
+    name, rank, world, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    torch.save(globals()[name](rank, world), folder / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()

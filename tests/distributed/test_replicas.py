@@ -1,0 +1,28 @@
+"""DistributedDataParallel: the same masks everywhere, checked at each flip."""
+
+import pytest
+import torch
+
+
+def test_two_ranks_train_one_sparse_model(together):
+    first, second = together("replicas")
+    for part in ("weights", "twin"):
+        assert all(torch.equal(tensor, second[part][name]) for name, tensor in first[part].items())
+    phases = [bool(masks) for masks in first["masks"]]
+    assert phases == [False, False, True, True] * 3
+    for ours, theirs in zip(first["masks"], second["masks"], strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(bits, theirs[name]) for name, bits in ours.items())
+    n = 6 * 17 + 17 * 9 + 9 * 3
+    assert first["sparsity"] == pytest.approx(round(0.8 * n) / n, abs=1e-12)
+    assert all(t.count_nonzero() > 0.9 * t.numel() for t in first["twin"].values())
+
+
+def test_ranks_that_differ_stop_together(together):
+    for rank in together("replicas_that_differ"):
+        drifted, broken = rank["errors"]
+        assert "must be the same on every process where compressed phase 1 begins (step 2)" in drifted
+        assert "2.weight" in drifted
+        assert "got NaN in 2.weight (34 of 153)" in broken
+        assert rank["before"] == (1, "dense", 0)
+        assert rank["after"] == "compressed"
