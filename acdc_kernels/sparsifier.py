@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -155,7 +156,7 @@ class Sparsifier:
                 f"{process_group!r} and {tie_rule!r}"
             )
         self._removed = False
-        self._hooks: dict[int, PhaseHook] = {}
+        self._hooks: OrderedDict[int, PhaseHook] = OrderedDict()  # a handle refers to it weakly
         self._snapshot = Snapshot(dense_snapshot)
         self._step = 0
         replaceable = [weight for weight in chosen if weight.treatment == "sparse"]
