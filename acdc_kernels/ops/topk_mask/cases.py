@@ -96,3 +96,51 @@ def weights(shapes: str, values: str, dtype: torch.dtype, layout: str = "contigu
 def budgets(numel: int) -> list[int]:
     """All-pruned, one kept, 1%, 10%, half, all but one, all-kept."""
     return sorted({k for k in (0, 1, numel // 100, numel // 10, numel // 2, numel - 1, numel) if 0 <= k <= numel})
+
+
+# Awkward for a structured pattern: rows that end inside a byte, one group a row, odd kernels, few and many groups.
+PATTERNS: dict[str, dict[str, tuple[tuple[int, ...], ...]]] = {
+    "2:4": {
+        "linear": ((1, 4), (3, 4), (5, 12), (7, 1000), (0, 4), (33, 36)),
+        "convolutions": ((3, 4, 3, 3), (5, 8, 1, 1), (2, 4, 7), (3, 12, 2, 2), (2, 4, 5, 7, 2)),
+        "many": ((130, 516), (40, 16, 3, 3)),
+    },
+    "1:4": {"linear": ((3, 4), (7, 1000)), "convolutions": ((3, 4, 3, 3), (2, 4, 7)), "many": ((130, 516),)},
+    "3:4": {"linear": ((3, 4), (7, 20)), "convolutions": ((3, 4, 3, 3), (1, 4, 65))},
+    "1:2": {"linear": ((3, 2), (7, 50)), "convolutions": ((3, 6, 3, 3), (1, 2, 33)), "many": ((131, 514),)},
+    "2:8": {"linear": ((3, 8), (5, 24)), "convolutions": ((3, 8, 3, 3), (1, 16, 17)), "many": ((130, 520),)},
+    "4:8": {"linear": ((3, 8), (5, 24)), "convolutions": ((3, 8, 3, 3), (1, 16, 17)), "many": ((130, 520),)},
+    "7:8": {"linear": ((3, 8), (5, 24)), "convolutions": ((3, 8, 3, 3),)},
+    "2:5": {"linear": ((3, 5), (7, 15)), "convolutions": ((3, 5, 3, 3), (2, 10, 2)), "many": ((131, 515),)},
+    "3:16": {"linear": ((3, 16), (7, 48)), "convolutions": ((3, 16, 3, 3),)},
+    "5:700": {"linear": ((3, 700),), "convolutions": ((2, 700, 2), (1, 700, 13))},
+    "2:4-transposable": {
+        "linear": ((4, 4), (8, 12), (4, 1000), (0, 4), (12, 36)),
+        "convolutions": ((4, 4, 3, 3), (8, 8, 1, 1), (4, 8, 7), (4, 4, 131), (8, 4, 2, 2)),
+        "many": ((132, 260), (20, 16, 3, 3)),
+    },
+    "block:4x1": {
+        "linear": ((4, 1), (8, 3), (12, 33), (4, 0), (16, 100)),
+        "convolutions": ((4, 3, 3, 3), (8, 5, 1, 1), (4, 4, 7)),
+        "many": ((132, 257), (40, 16, 3, 3)),
+    },
+    "block:1x2": {
+        "linear": ((1, 2), (3, 2), (7, 34)),
+        "convolutions": ((3, 4, 3, 3), (1, 2, 65), (5, 6, 1, 1)),
+        "many": ((131, 514),),
+    },
+    "block:1x1": {"linear": ((3, 3), (1, 65)), "convolutions": ((3, 3, 3, 3),)},
+    "block:2x3": {"linear": ((2, 3), (6, 33)), "convolutions": ((4, 3, 3, 3), (2, 9, 5)), "many": ((130, 513),)},
+    "block:4x4": {"linear": ((4, 4), (12, 36)), "convolutions": ((4, 8, 3, 3),), "many": ((132, 516),)},
+    "block:1x8": {"linear": ((1, 8), (5, 24)), "convolutions": ((3, 8, 3, 3),)},
+    "block:8x16": {"linear": ((8, 16), (24, 48)), "convolutions": ((8, 16, 3, 3),), "many": ((128, 512),)},
+    "block:3x40": {"linear": ((3, 40), (6, 120)), "convolutions": ((3, 40, 3),)},
+}
+
+
+def pattern_weights(
+    pattern: str, shapes: str, values: str, dtype: torch.dtype, layout: str = "contiguous", seed: int = 0
+) -> list[Tensor]:
+    """The weights of one case of a structured pattern."""
+    g = torch.Generator().manual_seed(seed)
+    return [LAYOUTS[layout](VALUES[values](shape, g).to(dtype)) for shape in PATTERNS[pattern][shapes]]

@@ -1,4 +1,5 @@
-"""Schema and fake of ``topk_mask``: ``keep`` has one entry (a budget for all) or one a weight."""
+"""Schema and fake of ``topk_mask``: ``keep`` has one entry (a budget for all) or one a weight; none where the pattern
+itself decides."""
 
 from __future__ import annotations
 
