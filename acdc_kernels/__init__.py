@@ -2,8 +2,17 @@
 
 from ._version import __version__
 from .ops import pack_mask, topk_mask, unpack_mask
-from .optim import MaskedSGD
+from .optim import MaskedAdamW, MaskedSGD
 from .policy import schedules
 from .sparsifier import Sparsifier
 
-__all__ = ["MaskedSGD", "Sparsifier", "__version__", "pack_mask", "schedules", "topk_mask", "unpack_mask"]
+__all__ = [
+    "MaskedAdamW",
+    "MaskedSGD",
+    "Sparsifier",
+    "__version__",
+    "pack_mask",
+    "schedules",
+    "topk_mask",
+    "unpack_mask",
+]

@@ -2,9 +2,18 @@
 
 from .. import _native
 from .mask_bits import apply_mask_, pack_mask, unpack_mask
+from .masked_adamw import masked_adamw_
 from .masked_sgd import masked_sgd_
 from .topk_mask import topk_mask, topk_mask_with_nan_count
 
-__all__ = ["apply_mask_", "masked_sgd_", "pack_mask", "topk_mask", "topk_mask_with_nan_count", "unpack_mask"]
+__all__ = [
+    "apply_mask_",
+    "masked_adamw_",
+    "masked_sgd_",
+    "pack_mask",
+    "topk_mask",
+    "topk_mask_with_nan_count",
+    "unpack_mask",
+]
 
 _native.load()

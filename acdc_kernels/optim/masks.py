@@ -12,9 +12,10 @@ from torch.nn import Parameter
 from ..formats.mask_bits import check_bits
 from ..ops import apply_mask_
 from ..ops.dtypes import FLOAT_DTYPES
+from .local import local_tensor
 
 if TYPE_CHECKING:
-    from torch.optim import Optimizer
+    from .base import MaskedOptimizer
 
 
 class Masks(MutableMapping[Parameter, Tensor]):
@@ -30,7 +31,7 @@ class Masks(MutableMapping[Parameter, Tensor]):
         TypeError, ValueError: the bits don't fit the parameter. Nothing was changed then.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: MaskedOptimizer) -> None:
         self._optimizer = optimizer
         self._bits: dict[Parameter, Tensor] = {}
 
@@ -59,9 +60,11 @@ class Masks(MutableMapping[Parameter, Tensor]):
         tensors: list[Tensor] = []
         masks: list[Tensor] = []
         for param, bits in new.items():
-            for tensor in (param, *self._optimizer.state.get(param, {}).values()):
-                if isinstance(tensor, Tensor) and tensor.shape == param.shape:
-                    tensors.append(tensor)
+            state = self._optimizer.state.get(param, {})
+            # By name: a step count has the shape of a parameter without dimensions.
+            for tensor in (param, *(state.get(name) for name in self._optimizer._param_sized)):
+                if tensor is not None:
+                    tensors.append(local_tensor(tensor))
                     masks.append(bits)
         for device in dict.fromkeys(t.device for t in tensors):
             here = [i for i, t in enumerate(tensors) if t.device == device]
@@ -87,4 +90,4 @@ class Masks(MutableMapping[Parameter, Tensor]):
                 )
             if param.layout != torch.strided:
                 raise TypeError(f"masks: a masked parameter must be a strided tensor, got {param.layout}")
-            check_bits("masks: bits", bits, param.numel(), param.device)
+            check_bits("masks: bits", bits, local_tensor(param).numel(), param.device)

@@ -3,7 +3,9 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/Half.h>
 
 #include <optional>
 #include <string>
@@ -44,6 +46,19 @@ inline const uint8_t* bits_of(const Tensor& bits, int64_t numel, const char* op)
   STD_TORCH_CHECK(bits.scalar_type() == ScalarType::Byte && bits.is_cpu() && bits.is_contiguous() && bits.numel() == (numel + 7) / 8, op,
                   ": a mask must be contiguous uint8 of one bit an element");
   return static_cast<const uint8_t*>(bits.const_data_ptr());
+}
+
+// The value of a tensor of one element on the CPU.
+inline double number_of(const Tensor& t, const char* op) {
+  STD_TORCH_CHECK(t.is_cpu() && t.numel() == 1, op, ": a scalar tensor must be on the CPU and have one element");
+  const void* data = t.const_data_ptr();
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return *static_cast<const float*>(data);
+    case ScalarType::Double: return *static_cast<const double*>(data);
+    case ScalarType::BFloat16: return static_cast<float>(*static_cast<const torch::headeronly::BFloat16*>(data));
+    case ScalarType::Half: return static_cast<float>(*static_cast<const torch::headeronly::Half*>(data));
+    default: STD_TORCH_CHECK(false, op, ": a scalar tensor must be float32, float64, bfloat16 or float16");
+  }
 }
 
 }  // namespace acdc

@@ -11,7 +11,9 @@ void check_like(const Tensor& t, const Tensor& param, const char* what) {
 }
 
 void masked_sgd(std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> buffers, std::vector<std::optional<Tensor>> masks,
-                double lr, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize, bool first_step) {
+                double lr, double momentum, double dampening, double weight_decay, bool nesterov, bool maximize, bool first_step,
+                std::optional<Tensor> lr_tensor, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
+  if (found_inf && number_of(*found_inf, "masked_sgd_") != 0) return;
   const size_t n = params.size();
   STD_TORCH_CHECK(grads.size() == n && masks.size() == n && buffers.size() == (momentum == 0 ? 0 : n),
                   "masked_sgd_: grads, momentum_buffers and masks must have one entry a parameter");
@@ -30,7 +32,9 @@ void masked_sgd(std::vector<Tensor> params, std::vector<Tensor> grads, std::vect
     }
     t.bits = masks[i] ? bits_of(*masks[i], t.param.numel, "masked_sgd_") : nullptr;
   }
-  masked_sgd_cpu(tensors.data(), static_cast<int>(n), {lr, momentum, dampening, weight_decay, nesterov, maximize, first_step}, pool());
+  if (lr_tensor) lr = number_of(*lr_tensor, "masked_sgd_");
+  const double scale = grad_scale ? number_of(*grad_scale, "masked_sgd_") : 1;
+  masked_sgd_cpu(tensors.data(), static_cast<int>(n), {lr, momentum, dampening, weight_decay, nesterov, maximize, first_step, scale}, pool());
 }
 
 }  // namespace

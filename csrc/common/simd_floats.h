@@ -5,6 +5,7 @@
 // than a full one (7% on Zen 4).
 // fma rounds once where the level has the instruction; at the generic level it is a product and a sum.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #if defined(__AVX2__)
@@ -78,6 +79,12 @@ struct VecF {
   }
   void store(f16* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
   static VecF mul(VecF a, VecF b) { return {_mm256_mul_ps(a.v, b.v)}; }
+  static VecF add(VecF a, VecF b) { return {_mm256_add_ps(a.v, b.v)}; }
+  static VecF sub(VecF a, VecF b) { return {_mm256_sub_ps(a.v, b.v)}; }
+  static VecF div(VecF a, VecF b) { return {_mm256_div_ps(a.v, b.v)}; }
+  static VecF sqrt(VecF a) { return {_mm256_sqrt_ps(a.v)}; }
+  // NaN if either is: the instruction gives b then, which is NaN if b is.
+  static VecF max(VecF a, VecF b) { return {_mm256_blendv_ps(_mm256_max_ps(a.v, b.v), a.v, _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q))}; }
   static VecF fma(VecF a, VecF b, VecF c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
   VecF flip(VecF sign) const { return {_mm256_xor_ps(v, sign.v)}; }
   VecF kept(const uint8_t* bits) const {
@@ -102,6 +109,15 @@ struct VecD {
     _mm256_storeu_pd(p + 4, v[1]);
   }
   static VecD mul(VecD a, VecD b) { return {{_mm256_mul_pd(a.v[0], b.v[0]), _mm256_mul_pd(a.v[1], b.v[1])}}; }
+  static VecD add(VecD a, VecD b) { return {{_mm256_add_pd(a.v[0], b.v[0]), _mm256_add_pd(a.v[1], b.v[1])}}; }
+  static VecD sub(VecD a, VecD b) { return {{_mm256_sub_pd(a.v[0], b.v[0]), _mm256_sub_pd(a.v[1], b.v[1])}}; }
+  static VecD div(VecD a, VecD b) { return {{_mm256_div_pd(a.v[0], b.v[0]), _mm256_div_pd(a.v[1], b.v[1])}}; }
+  static VecD sqrt(VecD a) { return {{_mm256_sqrt_pd(a.v[0]), _mm256_sqrt_pd(a.v[1])}}; }
+  static VecD max(VecD a, VecD b) {
+    for (int i = 0; i < 2; ++i)
+      a.v[i] = _mm256_blendv_pd(_mm256_max_pd(a.v[i], b.v[i]), a.v[i], _mm256_cmp_pd(a.v[i], a.v[i], _CMP_UNORD_Q));
+    return a;
+  }
   static VecD fma(VecD a, VecD b, VecD c) {
     return {{_mm256_fmadd_pd(a.v[0], b.v[0], c.v[0]), _mm256_fmadd_pd(a.v[1], b.v[1], c.v[1])}};
   }
@@ -149,6 +165,26 @@ struct VecPortable {
   }
   static VecPortable mul(VecPortable a, VecPortable b) {
     for (int i = 0; i < 8; ++i) a.v[i] *= b.v[i];
+    return a;
+  }
+  static VecPortable add(VecPortable a, VecPortable b) {
+    for (int i = 0; i < 8; ++i) a.v[i] += b.v[i];
+    return a;
+  }
+  static VecPortable sub(VecPortable a, VecPortable b) {
+    for (int i = 0; i < 8; ++i) a.v[i] -= b.v[i];
+    return a;
+  }
+  static VecPortable div(VecPortable a, VecPortable b) {
+    for (int i = 0; i < 8; ++i) a.v[i] /= b.v[i];
+    return a;
+  }
+  static VecPortable sqrt(VecPortable a) {
+    for (int i = 0; i < 8; ++i) a.v[i] = std::sqrt(a.v[i]);
+    return a;
+  }
+  static VecPortable max(VecPortable a, VecPortable b) {  // NaN if either is
+    for (int i = 0; i < 8; ++i) a.v[i] = a.v[i] > b.v[i] || a.v[i] != a.v[i] ? a.v[i] : b.v[i];
     return a;
   }
   static VecPortable fma(VecPortable a, VecPortable b, VecPortable c) {

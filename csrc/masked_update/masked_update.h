@@ -1,6 +1,6 @@
 // masked_sgd: one step of SGD with momentum under mask bits, many tensors in one pass.
 //
-// For each element, with g = maximize ? -gradient : gradient:
+// For each element, with g = gradient / grad_scale, negated if maximize:
 //   g  = g + weight_decay * p                      (if weight_decay != 0)
 //   b  = first_step ? g : momentum * b + (1 - dampening) * g     (if momentum != 0)
 //   g  = nesterov ? g + momentum * b : b           (if momentum != 0)
@@ -22,6 +22,7 @@ namespace acdc {
 struct SgdHyper {
   double lr, momentum, dampening, weight_decay;
   bool nesterov, maximize, first_step;
+  double grad_scale;  // what the gradients were multiplied by; 1: nothing
 };
 
 struct SgdTensor {

@@ -37,7 +37,7 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 }  // namespace
 
 int main() {
-  const SgdHyper hyper{0.1, 0.9, 0.0, 1e-3, true, false, false};
+  const SgdHyper hyper{0.1, 0.9, 0.0, 1e-3, true, false, false, 1.0};
   for (int64_t n : {0, 1, 7, 8, 63, 1000, 70001}) {
     Data one(n);
     for (int threads : {1, 3}) {
@@ -82,7 +82,7 @@ int main() {
           auto ref = [&](std::vector<char>& v) { return TensorRef{v.data(), n, size, stride, 1, true}; };
           std::fill(param.begin(), param.end(), char{0x3c});
           SgdTensor tensor{ref(param), ref(grad), momentum ? ref(buffer) : TensorRef{}, masked ? bits.data() : nullptr, dtype};
-          masked_sgd_cpu(&tensor, 1, {0.1, momentum ? 0.9 : 0.0, 0.0, 0.0, false, false, false}, pool(2));
+          masked_sgd_cpu(&tensor, 1, {0.1, momentum ? 0.9 : 0.0, 0.0, 0.0, false, false, false, 1.0}, pool(2));
           for (char byte : param) CHECK(byte == (masked ? 0 : 0x3c));
         }
   std::puts("test_masked_update passed");

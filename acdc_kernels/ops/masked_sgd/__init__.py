@@ -7,42 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...formats.mask_bits import check_bits
-from ..dtypes import FLOAT_DTYPES
+from .._update import check_scalars, check_tensors
 from . import contract
-
-
-def _check(
-    params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], masks: list[Tensor | None], momentum: float
-) -> None:
-    if not params:
-        raise ValueError("masked_sgd_: params must have at least one tensor, got an empty list")
-    for name, values in (
-        ("grads", grads),
-        ("masks", masks),
-        *((("momentum_buffers", buffers),) if momentum != 0 else ()),
-    ):
-        if len(values) != len(params):
-            raise ValueError(f"masked_sgd_: {name} must have one entry a parameter ({len(params)}), got {len(values)}")
-    if momentum == 0 and buffers:
-        raise ValueError(f"masked_sgd_: momentum_buffers must be empty when momentum is 0, got {len(buffers)}")
-    for i, param in enumerate(params):
-        if not isinstance(param, Tensor) or param.dtype not in FLOAT_DTYPES:
-            got = param.dtype if isinstance(param, Tensor) else type(param).__name__
-            raise TypeError(f"masked_sgd_: params[{i}] must be float32, float64, bfloat16 or float16, got {got}")
-        if param.device != params[0].device:
-            raise ValueError(f"masked_sgd_: params[{i}] must be on {params[0].device} as params[0], got {param.device}")
-        for name, values in (("grads", grads), ("momentum_buffers", buffers)):
-            if not values:
-                continue
-            other = values[i]
-            if other.shape != param.shape or other.dtype != param.dtype or other.device != param.device:
-                raise ValueError(
-                    f"masked_sgd_: {name}[{i}] must be {param.dtype} {list(param.shape)} on {param.device}"
-                    f" as params[{i}], got {other.dtype} {list(other.shape)} on {other.device}"
-                )
-        if masks[i] is not None:
-            check_bits(f"masked_sgd_: masks[{i}]", masks[i], param.numel(), param.device)
 
 
 @torch.no_grad()
@@ -52,18 +18,20 @@ def masked_sgd_(
     momentum_buffers: Sequence[Tensor],
     masks: Sequence[Tensor | None],
     *,
-    lr: float,
+    lr: float | Tensor,
     momentum: float = 0.0,
     dampening: float = 0.0,
     weight_decay: float = 0.0,
     nesterov: bool = False,
     maximize: bool = False,
     first_step: bool = False,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
 ) -> None:
     r"""One step of SGD on the kept weights; masked weights and their momentum become exactly +0.0.
 
-    With :math:`g` the gradient (negated for ``maximize``), :math:`\lambda` the weight decay, :math:`\mu` the momentum,
-    :math:`\tau` the dampening, :math:`\gamma` the learning rate and :math:`m` the mask:
+    With :math:`g` the gradient divided by ``grad_scale`` (negated for ``maximize``), :math:`\lambda` the weight decay,
+    :math:`\mu` the momentum, :math:`\tau` the dampening, :math:`\gamma` the learning rate and :math:`m` the mask:
 
     .. math::
         g &\leftarrow g + \lambda p \\
@@ -76,10 +44,13 @@ def masked_sgd_(
     Args:
         params: float32, float64, bfloat16 or float16, any shapes and strides, on one device; written to.
         grads: for each parameter its gradient: same shape and dtype; not written to.
-        momentum_buffers: for each parameter its momentum, same shape and dtype, written to; empty when ``momentum``
-            is 0.
+        momentum_buffers: for each parameter its momentum, same shape, written to; of its dtype, or float32 for a
+            16-bit parameter. Empty when ``momentum`` is 0.
         masks: for each parameter its bits, uint8 ``[(n + 7) // 8]``, or None for a dense parameter.
+        lr: a number, or a tensor of one element on the CPU or the parameters' device, read by the kernel.
         first_step: the buffers hold nothing yet, and become the gradient.
+        grad_scale: what the gradients were multiplied by, a tensor of one element; None: 1.
+        found_inf: a tensor of one element; where it is not zero, nothing changes at all.
 
     Raises:
         TypeError, ValueError: lists of different lengths, shapes or dtypes that differ, mixed devices, a mask of the
@@ -88,7 +59,25 @@ def masked_sgd_(
     Source: ``torch.optim.SGD``; the masked update of AC/DC (Peste et al. 2021, arXiv 2106.12379, algorithm 1).
     """
     params, grads, buffers, masks = list(params), list(grads), list(momentum_buffers), list(masks)
-    _check(params, grads, buffers, masks, momentum)
+    if momentum == 0 and buffers:
+        raise ValueError(f"masked_sgd_: momentum_buffers must be empty when momentum is 0, got {len(buffers)}")
+    states = {"momentum_buffers": buffers} if momentum != 0 else {}
+    check_tensors("masked_sgd_", params, grads, states, masks)
+    lr_tensor = lr if isinstance(lr, Tensor) else None
+    check_scalars("masked_sgd_", params[0].device, lr=lr_tensor, grad_scale=grad_scale, found_inf=found_inf)
     contract.masked_sgd_op(
-        params, grads, buffers, masks, lr, momentum, dampening, weight_decay, nesterov, maximize, first_step
+        params,
+        grads,
+        buffers,
+        masks,
+        0.0 if lr_tensor is not None else lr,
+        momentum,
+        dampening,
+        weight_decay,
+        nesterov,
+        maximize,
+        first_step,
+        lr_tensor,
+        grad_scale,
+        found_inf,
     )

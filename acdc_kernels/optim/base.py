@@ -1,0 +1,198 @@
+"""What the masked optimizers share: masks, their way through every kind of copy, mixed precision, the step itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..ops._update import HALF_DTYPES
+from ..ops.dtypes import FLOAT_DTYPES
+from .local import local_grads, local_tensors
+from .masks import Masks
+
+
+class MaskedOptimizer(Optimizer):
+    """Mixed in before one of torch's optimizers; a subclass says how a group is updated.
+
+    ``grad_scale`` and ``found_inf`` are set by GradScaler around a step: gradients are divided by the one, and nothing
+    changes where the other is not zero.
+    """
+
+    _step_supports_amp_scaling = True
+    _param_sized: ClassVar[tuple[str, ...]]  # the names of state that has its parameter's shape
+    _masks: Masks
+    _state_dtype: torch.dtype | None = None
+
+    def _native_step(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """Update ``params`` of one group by the op."""
+        raise NotImplementedError
+
+    def _torch_step(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
+        """Update parameters that have no kernel (sparse gradients, complex numbers) as torch does, without masks."""
+        raise NotImplementedError
+
+    def _start(self, state_dtype: torch.dtype | None) -> None:
+        """What a constructor does after torch's."""
+        if state_dtype not in (None, torch.float32):
+            raise ValueError(f"{type(self).__name__}: state_dtype must be None or torch.float32, got {state_dtype}")
+        self._state_dtype = state_dtype
+        self._masks = Masks(self)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; ``differentiable=True`` raises ValueError."""
+        self._refuse_differentiable([{**self.defaults, **param_group}] if isinstance(param_group, dict) else [])
+        super().add_param_group(param_group)
+
+    @property
+    def masks(self) -> Masks:
+        """Parameter -> mask bits; see :class:`acdc_kernels.optim.masks.Masks`."""
+        return self._masks
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update. ``closure`` reevaluates the model and returns the loss, which is then returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None and found_inf.is_cpu and not torch.compiler.is_compiling() and found_inf.item():
+            return loss
+        work = []
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            native = [
+                p
+                for p in params
+                if p.dtype in FLOAT_DTYPES and p.grad.layout == torch.strided and p.layout == torch.strided
+            ]
+            others = []
+            if len(native) != len(params):
+                taken = {id(p) for p in native}
+                others = [p for p in params if id(p) not in taken]
+                self._check_others(others)
+            work.append((group, native, others))
+        for group, native, others in work:
+            if native:
+                self._native_step(group, native)
+            if others and not (found_inf is not None and found_inf.item()):
+                scale = getattr(self, "grad_scale", None)
+                grads = [p.grad if scale is None else p.grad / scale.to(p.device) for p in others]
+                self._torch_step(group, others, grads)
+                self._masks.update({p: self._masks[p] for p in others if p in self._masks})
+        return loss
+
+    def _check_others(self, params: list[Tensor]) -> None:
+        """Raise if one of ``params``, for which there is no kernel, can't be updated at all."""
+
+    def _launch(
+        self, run: Callable[..., None], lr: float | Tensor, params: list[Tensor], states: list[list[Tensor]]
+    ) -> None:
+        """``run(written, params, grads, states, bits, (lr, lr_tensor, grad_scale, found_inf))`` for each device."""
+        masks = self._masks._bits
+        grads, bits = local_grads(params), [masks.get(p) for p in params]
+        written = [*params, *(t for state in states for t in state)]
+        params, states = local_tensors(params), [local_tensors(state) for state in states]
+        devices = {p.device for p in params}
+        if len(devices) == 1:
+            run(written, params, grads, states, bits, self._scalars(lr, params[0].device))
+            return
+        for device in devices:
+            here = [i for i, p in enumerate(params) if p.device == device]
+            run(
+                [t for t in written if t.device == device],
+                [params[i] for i in here],
+                [grads[i] for i in here],
+                [[state[i] for i in here] if state else [] for state in states],
+                [bits[i] for i in here],
+                self._scalars(lr, device),
+            )
+
+    def _scalars(
+        self, lr: float | Tensor, device: torch.device
+    ) -> tuple[float, Tensor | None, Tensor | None, Tensor | None]:
+        """(lr, lr_tensor, grad_scale, found_inf) as the ops take them. Nothing is read from a device."""
+        scale, found_inf = (
+            None if t is None else t.to(device, non_blocking=True)
+            for t in (getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        )
+        if not isinstance(lr, Tensor):
+            return float(lr), None, scale, found_inf
+        return 0.0, lr.detach() if lr.is_cpu else lr.detach().to(device, non_blocking=True), scale, found_inf
+
+    def _new_state(self, param: Tensor, make: Callable[..., Tensor]) -> Tensor:
+        """``make(param, dtype=...)`` in the dtype that the state of ``param`` has."""
+        return make(param, dtype=self._dtype_of_state(param), memory_format=torch.preserve_format)
+
+    def _dtype_of_state(self, param: Tensor) -> torch.dtype:
+        return self._state_dtype if self._state_dtype is not None and param.dtype in HALF_DTYPES else param.dtype
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's ``state_dict``, plus ``"masks"``: parameter index -> bits, when any parameter is masked."""
+        state = super().state_dict()
+        if self._masks:
+            index = {id(p): i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
+            state["masks"] = {index[id(p)]: bits for p, bits in self._masks.items()}
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore hyper-parameters, state and masks; a ``state_dict`` without ``"masks"`` clears them."""
+        self._refuse_differentiable(state_dict.get("param_groups", ()))
+        params = [p for group in self.param_groups for p in group["params"]]
+        saved = state_dict.get("masks", {})
+        if not isinstance(saved, Mapping):
+            raise TypeError(f"load_state_dict: masks must be a dict of bits by parameter index, got {saved!r}")
+        for i, b in saved.items():
+            if not isinstance(i, int) or not 0 <= i < len(params):
+                raise ValueError(f"load_state_dict: masks must name parameters 0 to {len(params) - 1}, got {i!r}")
+            if not isinstance(b, Tensor):
+                raise TypeError(f"load_state_dict: masks[{i}] must be a uint8 tensor, got {type(b).__name__}")
+        bits = {params[i]: b.to(params[i].device) for i, b in saved.items()}
+        self._masks._check(bits)
+        hook = self.register_load_state_dict_pre_hook(_keep_for_setstate)  # after the user's, which may replace it
+        try:
+            super().load_state_dict({k: v for k, v in state_dict.items() if k != "masks"})
+        finally:
+            hook.remove()
+            self.__dict__.pop("_loading", None)
+        self._masks.restore(bits)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "masks": dict(self._masks), "state_dtype": self._state_dtype}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        bits, self._state_dtype = state.pop("masks", None), state.pop("state_dtype", self._state_dtype)
+        super().__setstate__(state)
+        if "_loading" in self.__dict__:
+            self._undo_rounding(self._loading)
+        if bits is not None or not hasattr(self, "_masks"):
+            self._masks = Masks(self)
+            self._masks._bits.update(bits or {})
+
+    def _undo_rounding(self, saved: Mapping[str, Any]) -> None:
+        """torch's load brings all state to its parameter's dtype: take it from ``saved`` again where ours differs."""
+        ids = (i for group in saved["param_groups"] for i in group["params"])
+        params = (p for group in self.param_groups for p in group["params"])
+        for i, p in zip(ids, params, strict=True):
+            dtype = self._dtype_of_state(p)
+            for name in self._param_sized if dtype != p.dtype else ():
+                value = saved["state"].get(i, {}).get(name)
+                if value is not None:
+                    self.state[p][name] = value.to(device=p.device, dtype=dtype)
+
+    @classmethod
+    def _refuse_differentiable(cls, groups: Iterable[Mapping[str, Any]]) -> None:
+        if any(group.get("differentiable") for group in groups):
+            raise ValueError(
+                f"{cls.__name__}: differentiable must be False, got True: the masked update has no gradient"
+            )
+
+
+def _keep_for_setstate(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    optimizer._loading = state_dict
