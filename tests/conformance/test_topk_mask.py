@@ -143,7 +143,7 @@ def test_extra_memory_is_bounded():
             ValueError,
             r"topk_mask: pattern must be 'unstructured', .* got 'diagonal'",
         ),
-        (lambda w: topk_mask(w, 3, shard_group=object()), ValueError, r"shard_group must be None"),
+        (lambda w: topk_mask(w, 3, shard_group=object()), TypeError, r"shard_group must be a ProcessGroup, got object"),
     ],
 )
 def test_bad_input(call, error, message):

@@ -143,7 +143,7 @@ def test_budget(scope, sizes, sparsity, kept):
     ("pattern", "scope", "sizes", "kept"),
     [
         ("block:2x2", "global", [100, 28], 12),  # 32 blocks, 29 of them zero
-        ("block:2x2", "layer", [100, 28], [8, 4]),
+        ("block:2x2", "layer", [100, 28], [12, 4]),
         ("2:4", "global", [100, 28], None),
         ("2:4-transposable", "layer", [16], None),
     ],

@@ -61,7 +61,7 @@ REFUSED = {
         TypeError,
         "process_group must be a .*ProcessGroup or None, got",
     ),
-    "pattern": (net, {"pattern": "4:2"}, ValueError, "pattern must be 'unstructured' or .*, got '4:2'"),
+    "pattern": (net, {"pattern": "diagonal"}, ValueError, "pattern must be 'unstructured', .*, got 'diagonal'"),
     "pattern's sparsity": (net, {"pattern": "2:4", "sparsity": 0.9}, ValueError, "sparsity must be 0.5 .*, got 0.9"),
     "pattern that fits nowhere": (net, {"pattern": "block:64x64"}, ValueError, "weight to prune, got 0.weight"),
     "scope": (net, {"scope": "uniform"}, ValueError, "scope must be 'global' or 'layer', got 'uniform'"),

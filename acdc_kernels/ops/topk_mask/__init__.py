@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ...policy.patterns import Pattern, parse_pattern
+from ..distributed import is_sharded
 from ..dtypes import FLOAT_DTYPES
 from . import contract
+from .shards import topk_mask_of_shards
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def _integer(name: str, value: object) -> int:
@@ -71,7 +77,9 @@ def _check_budgets(weights: Sequence[Tensor], keep: int | Sequence[int] | None, 
     return [budget]
 
 
-def _check(weights: Sequence[Tensor], keep: int | Sequence[int] | None, pattern: str) -> tuple[list[Tensor], list[int]]:
+def _check(
+    weights: Sequence[Tensor], keep: int | Sequence[int] | None, pattern: str, shard_group: ProcessGroup | None
+) -> tuple[list[Tensor], list[int], Pattern]:
     if isinstance(weights, Tensor):
         raise TypeError("topk_mask: weights must be a list of tensors, got a Tensor; pass [weight]")
     weights = list(weights)
@@ -82,15 +90,27 @@ def _check(weights: Sequence[Tensor], keep: int | Sequence[int] | None, pattern:
     except ValueError as error:
         raise ValueError(f"topk_mask: {error}") from None
     _check_weights(weights, parsed)
-    return weights, _check_budgets(weights, keep, parsed)
+    if shard_group is None:
+        return weights, _check_budgets(weights, keep, parsed), parsed
+    if not isinstance(shard_group, torch.distributed.ProcessGroup):
+        raise TypeError(f"topk_mask: shard_group must be a ProcessGroup, got {type(shard_group).__name__}")
+    if any(map(is_sharded, weights)):
+        raise ValueError("topk_mask: shard_group must be None for DTensors, which know their mesh")
+    # how many weights there are over all processes is known only there
+    return weights, _check_budgets(weights, None if parsed.fixed else 0, parsed) and [_integer("keep", keep)], parsed
 
 
 @torch.no_grad()
 def topk_mask_with_nan_count(
-    weights: Sequence[Tensor], keep: int | Sequence[int] | None, pattern: str = "unstructured"
+    weights: Sequence[Tensor],
+    keep: int | Sequence[int] | None,
+    pattern: str = "unstructured",
+    shard_group: ProcessGroup | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """As :func:`topk_mask`, and how many NaNs each weight holds: int64 ``[len(weights)]`` on the weights' device."""
-    checked, budgets = _check(weights, keep, pattern)
+    checked, budgets, parsed = _check(weights, keep, pattern, shard_group)
+    if shard_group is not None or any(map(is_sharded, checked)):
+        return topk_mask_of_shards(checked, budgets, parsed, shard_group)
     return contract.topk_mask_op(checked, budgets, pattern)
 
 
@@ -98,7 +118,7 @@ def topk_mask(
     weights: Sequence[Tensor],
     keep: int | Sequence[int] | None,
     pattern: str = "unstructured",
-    shard_group: None = None,
+    shard_group: ProcessGroup | None = None,
 ) -> list[Tensor]:
     r"""Bits of the weights of largest magnitude that ``pattern`` allows to be kept together.
 
@@ -135,7 +155,10 @@ def topk_mask(
         keep: an int: exactly that many weights over all together; a sequence: that many in each; None where the
             pattern decides it.
         pattern: which shapes of zeros are allowed, see above.
-        shard_group: reserved for sharded models; must be None.
+        shard_group: the processes whose ``weights``, one process after another, are one model; each gets the bits of
+            its own, and ``keep`` is an int that counts over all of them. None: this process's weights are all there
+            are. DTensors know their mesh and take None: they must be sharded along dim 0 over a mesh of one dimension,
+            and each process gets the bits of its shards. Unstructured and n:m only; every process must call.
 
     Returns:
         For each weight its bits, uint8 ``[(n + 7) // 8]``: see :func:`acdc_kernels.unpack_mask`.
@@ -147,6 +170,4 @@ def topk_mask(
     Source: the projection of AC/DC (Peste et al. 2021, arXiv 2106.12379, algorithm 1). Beyond the outputs it needs at
     most 3% of the weights' bytes + 1 MiB.
     """
-    if shard_group is not None:
-        raise ValueError(f"topk_mask: shard_group must be None in this version, got {type(shard_group).__name__}")
-    return topk_mask_with_nan_count(weights, keep, pattern)[0]
+    return topk_mask_with_nan_count(weights, keep, pattern, shard_group)[0]
