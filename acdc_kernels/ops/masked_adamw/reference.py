@@ -18,6 +18,11 @@ def _sqrt(x: Tensor) -> Tensor:
     return x.double().sqrt().float() if x.dtype == torch.float32 and x.device.type == "cpu" else x.sqrt()
 
 
+def _power(base: float, step: Tensor) -> Tensor | float:
+    # The C library's power where that costs no wait: torch's own differs from it in the last bit.
+    return base ** step.item() if step.device.type == "cpu" else torch.pow(base, step.double().reshape(()))
+
+
 def masked_adamw_(
     params: list[Tensor],
     grads: list[Tensor],
@@ -43,12 +48,12 @@ def masked_adamw_(
         p, g = param.to(compute), gradient(grad, compute, maximize, grad_scale)
         masked = masked_positions(bits, param)
         step = steps[i] + 1
-        correction1, correction2 = (1 - torch.pow(beta, step.double().reshape(())) for beta in (beta1, beta2))
+        correction1, correction2 = (1 - _power(beta, step) for beta in (beta1, beta2))
         p = p * (1 - rate * weight_decay)
         avg = exp_avgs[i].to(compute).lerp(g, 1 - beta1)
         square = exp_avg_sqs[i].to(compute).mul(beta2).addcmul(g, g, value=1 - beta2)
         largest = torch.maximum(max_exp_avg_sqs[i].to(compute), square) if amsgrad else square
-        denominator = _sqrt(largest) / correction2.sqrt() + eps
+        denominator = _sqrt(largest) / correction2**0.5 + eps
         moved = p + avg * -(rate / correction1) / denominator
         store(steps[i], step, None, found_inf)
         store(exp_avgs[i], avg, masked, found_inf)
