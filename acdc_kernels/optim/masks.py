@@ -53,6 +53,7 @@ class Masks(MutableMapping[Parameter, Tensor]):
     def __repr__(self) -> str:
         return f"Masks({len(self)} of {sum(len(g['params']) for g in self._optimizer.param_groups)} parameters masked)"
 
+    @torch.no_grad()
     def update(self, other: Mapping[Parameter, Tensor] | Iterable[tuple[Parameter, Tensor]] = (), /) -> None:  # type: ignore[override]
         """Mask many parameters in one pass over their weights and state."""
         new = dict(other)

@@ -43,7 +43,7 @@ int main() {
     for (int threads : {1, 3}) {
       Data d(n);
       Vector p(d.param), g(d.grad), b(d.momentum);
-      SgdTensor tensor{p.ref, g.ref, b.ref, d.bits.data(), DType::f32};
+      UpdateTensor tensor{p.ref, g.ref, {b.ref}, d.bits.data(), DType::f32, DType::f32};
       masked_sgd_cpu(&tensor, 1, hyper, pool(threads));
       for (int64_t i = 0; i < n; ++i)
         if (!d.kept(i)) CHECK(d.param[i] == 0 && !std::signbit(d.param[i]) && d.momentum[i] == 0 && !std::signbit(d.momentum[i]));
@@ -60,7 +60,8 @@ int main() {
       }
       int64_t size[1] = {n}, stride[1] = {2};
       Vector grad(one.grad);
-      SgdTensor strided{{wide.data(), n, size, stride, 1, false}, grad.ref, {wide_momentum.data(), n, size, stride, 1, false}, one.bits.data(), DType::f32};
+      UpdateTensor strided{{wide.data(), n, size, stride, 1, false}, grad.ref, {{wide_momentum.data(), n, size, stride, 1, false}},
+                           one.bits.data(), DType::f32, DType::f32};
       masked_sgd_cpu(&strided, 1, hyper, pool(threads));
       std::vector<float> got, got_momentum;
       for (int64_t i = 0; i < n; ++i) {
@@ -71,19 +72,30 @@ int main() {
       CHECK(same_bits(got, d.param) && same_bits(got_momentum, d.momentum));
     }
   }
-  // Every type, with and without momentum and mask: the loops stay inside their rows (sanitizers watch).
-  for (DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16})
+  // Every pair of types, with and without momentum and mask: the loops stay inside their rows (sanitizers watch).
+  const DType pairs[6][2] = {{DType::f32, DType::f32}, {DType::f64, DType::f64}, {DType::bf16, DType::bf16},
+                             {DType::f16, DType::f16}, {DType::bf16, DType::f32}, {DType::f16, DType::f32}};
+  for (const auto& [dtype, state] : pairs)
     for (bool momentum : {false, true})
       for (bool masked : {false, true})
         for (int64_t n : {1, 8, 77, 1000}) {
-          std::vector<char> param(n * element_bytes(dtype)), grad(param), buffer(param);
+          std::vector<char> param(n * element_bytes(dtype)), grad(param), buffer(n * element_bytes(state));
           std::vector<uint8_t> bits((n + 7) / 8, 0);
           int64_t size[1] = {n}, stride[1] = {1};
           auto ref = [&](std::vector<char>& v) { return TensorRef{v.data(), n, size, stride, 1, true}; };
           std::fill(param.begin(), param.end(), char{0x3c});
-          SgdTensor tensor{ref(param), ref(grad), momentum ? ref(buffer) : TensorRef{}, masked ? bits.data() : nullptr, dtype};
+          UpdateTensor tensor{ref(param), ref(grad), {momentum ? ref(buffer) : TensorRef{}}, masked ? bits.data() : nullptr, dtype,
+                              momentum ? state : dtype};
           masked_sgd_cpu(&tensor, 1, {0.1, momentum ? 0.9 : 0.0, 0.0, 0.0, false, false, false, 1.0}, pool(2));
           for (char byte : param) CHECK(byte == (masked ? 0 : 0x3c));
         }
+  // Gradients are divided by their scale before anything else.
+  for (double scale : {1.0, 8.0}) {
+    std::vector<float> param(20, 1.0f), grad(20, static_cast<float>(0.5 * scale)), momentum(20, 2.0f);
+    Vector p(param), g(grad), b(momentum);
+    UpdateTensor tensor{p.ref, g.ref, {b.ref}, nullptr, DType::f32, DType::f32};
+    masked_sgd_cpu(&tensor, 1, {0.5, 0.5, 0.0, 1.0, false, false, false, scale}, pool(1));
+    for (int i = 0; i < 20; ++i) CHECK(momentum[i] == 2.5f && param[i] == -0.25f && grad[i] == static_cast<float>(0.5 * scale));
+  }
   std::puts("test_masked_update passed");
 }

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from acdc_kernels import pack_mask, topk_mask, unpack_mask
-from acdc_kernels.ops import apply_mask_, masked_sgd_, roofline
+from acdc_kernels.ops import apply_mask_, masked_adamw_, masked_sgd_, roofline
 
 assert roofline.roofline_read  # importing the room registers its ops
 OPS = torch.ops.acdc_kernels
@@ -16,6 +16,20 @@ def tensors(dtype, n=2):
 
 def bits(n=2):
     return [pack_mask(torch.rand(7, 5) < 0.5) for _ in range(n)]
+
+
+def moments(dtype, n):
+    """Parameters, gradients and n lists of state."""
+    return *(tensors(dtype) for _ in range(3)), *([t.square() for t in tensors(dtype)] for _ in range(n - 1))
+
+
+def steps():
+    return [torch.tensor(3.0), torch.tensor(0.0)]
+
+
+def scalars():
+    """A learning rate, a scale, and no infinity found."""
+    return torch.tensor(0.1), torch.tensor(64.0), torch.tensor(0.0)
 
 
 CALLS = {
@@ -47,6 +61,18 @@ CALLS = {
         OPS.masked_sgd_.default,
         (tensors(d), tensors(d), [], [None, None], 0.1, 0.0, 0.0, 0.0, False, False, True, None, None, None),
     ),
+    "masked_sgd_, scaled": lambda d: (
+        OPS.masked_sgd_.default,
+        (tensors(d), tensors(d), tensors(d), [bits()[0], None], 0.0, 0.9, 0.0, 0.0, False, False, False, *scalars()),
+    ),
+    "masked_adamw_": lambda d: (
+        OPS.masked_adamw_.default,
+        (*moments(d, 2), [], steps(), [bits()[0], None], 0.1, 0.9, 0.99, 1e-8, 0.01, False, False, None, None, None),
+    ),
+    "masked_adamw_, amsgrad, scaled": lambda d: (
+        OPS.masked_adamw_.default,
+        (*moments(d, 3), steps(), [bits()[0], None], 0.0, 0.9, 0.99, 1e-8, 0.01, True, True, *scalars()),
+    ),
     "roofline_read": lambda d: (OPS.roofline_read.default, (tensors(d),)),
     "roofline_update_": lambda d: (OPS.roofline_update_.default, (*(tensors(torch.float32) for _ in range(3)), bits())),
 }
@@ -63,6 +89,8 @@ def flip_and_step(params, grads, buffers):
     masks = topk_mask(params, 20)
     apply_mask_(params, masks)
     masked_sgd_(params, grads, buffers, masks, lr=0.1, momentum=0.9)
+    squares, counts = [b.square() for b in buffers], [torch.ones(()) for _ in params]
+    masked_adamw_(params, grads, buffers, squares, [], counts, masks, lr=torch.tensor(0.1))
     return [pack_mask(unpack_mask(m, p.shape)) for m, p in zip(masks, params, strict=True)]
 
 

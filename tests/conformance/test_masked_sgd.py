@@ -10,26 +10,29 @@ from acdc_kernels.ops import masked_sgd_
 from acdc_kernels.ops.dtypes import FLOAT_DTYPES
 from acdc_kernels.ops.masked_sgd import cases, reference
 
+DTYPES = [(d, d) for d in FLOAT_DTYPES] + [(torch.bfloat16, torch.float32), (torch.float16, torch.float32)]
+CASES = [*itertools.product(["around_a_vector"], cases.OPTIONS, cases.MASKS)]
+CASES += [
+    *itertools.product([s for s in cases.SHAPES if s != "around_a_vector"], ["decay", "nesterov"], ["none", "tenth"])
+]
 # One rounding of the result at the dtype, and a few of the intermediate sums in float32 or float64.
 TOLERANCE = {torch.float32: 4e-6, torch.float64: 1e-14, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 
 
-def make(shapes, dtype, layout="contiguous", mask="tenth", seed=0):
+def make(shapes, dtype, layout="contiguous", mask="tenth", seed=0, state_dtype=None):
     g = torch.Generator().manual_seed(seed)
     tensors = [
-        [
-            cases.LAYOUTS[layout](torch.randn(s, generator=g, dtype=torch.float64).to(dtype))
-            for s in cases.SHAPES[shapes]
-        ]
-        for _ in range(3)
+        [cases.LAYOUTS[layout](torch.randn(s, generator=g, dtype=torch.float64).to(of)) for s in cases.SHAPES[shapes]]
+        for of in (dtype, dtype, state_dtype or dtype)
     ]
     kept = [cases.MASKS[mask](s, g) for s in cases.SHAPES[shapes]]
     return *tensors, kept
 
 
-def run(params, grads, buffers, kept, options, first_step=False):
+def run(params, grads, buffers, kept, options, first_step=False, **scalars):
     bits = [None if k is None else pack_mask(k) for k in kept]
-    masked_sgd_(params, grads, buffers if options.get("momentum") else [], bits, **options, first_step=first_step)
+    buffers = buffers if options.get("momentum") else []
+    masked_sgd_(params, grads, buffers, bits, **options, first_step=first_step, **scalars)
 
 
 def run_reference(params, grads, buffers, kept, options, first_step, dtype):
@@ -37,16 +40,17 @@ def run_reference(params, grads, buffers, kept, options, first_step, dtype):
     full = {"momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False, "maximize": False, **options}
     bits = [None if k is None else pack_mask(k) for k in kept]
     order = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
-    reference.masked_sgd_(p, g, b if full["momentum"] else [], bits, *(full[k] for k in order), first_step)
+    reference.masked_sgd_(
+        p, g, b if full["momentum"] else [], bits, *(full[k] for k in order), first_step, None, None, None
+    )
     return p, b
 
 
-@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
-@pytest.mark.parametrize(("options", "mask"), list(itertools.product(cases.OPTIONS, cases.MASKS)))
-@pytest.mark.parametrize("shapes", cases.SHAPES)
-def test_against_float64(shapes, options, mask, dtype):
+@pytest.mark.parametrize(("dtype", "state_dtype"), DTYPES, ids=str)
+@pytest.mark.parametrize(("shapes", "options", "mask"), CASES)
+def test_against_float64(shapes, options, mask, dtype, state_dtype):
     for first_step in (True, False):
-        params, grads, buffers, kept = make(shapes, dtype, mask=mask)
+        params, grads, buffers, kept = make(shapes, dtype, mask=mask, state_dtype=state_dtype)
         untouched = [g.clone() for g in grads]
         want, want_buffers = run_reference(
             params, grads, buffers, kept, cases.OPTIONS[options], first_step, torch.float64
@@ -55,21 +59,21 @@ def test_against_float64(shapes, options, mask, dtype):
             for b in buffers:
                 b.fill_(math.nan)  # what the buffers hold must not matter
         run(params, grads, buffers, kept, cases.OPTIONS[options], first_step)
-        got = [(params, want)]
+        got = [(params, want, TOLERANCE[dtype])]
         if cases.OPTIONS[options].get("momentum"):
-            got.append((buffers, want_buffers))
-        for ours, exact in got:
+            got.append((buffers, want_buffers, TOLERANCE[state_dtype]))
+        for ours, exact, tolerance in got:
             for a, e in zip(ours, exact, strict=True):
-                torch.testing.assert_close(a.double(), e, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+                torch.testing.assert_close(a.double(), e, rtol=tolerance, atol=tolerance)
         assert all(torch.equal(a, b) for a, b in zip(grads, untouched, strict=True))
 
 
-@pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
+@pytest.mark.parametrize(("dtype", "state_dtype"), DTYPES, ids=str)
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 @pytest.mark.parametrize("mixed", [False, True], ids=["same-layout", "mixed-layouts"])
-def test_layouts_give_the_contiguous_bits(layout, mixed, dtype, threads):
+def test_layouts_give_the_contiguous_bits(layout, mixed, dtype, state_dtype, threads):
     for shapes in ("convolutions", "around_a_chunk"):
-        params, grads, buffers, kept = make(shapes, dtype, layout)
+        params, grads, buffers, kept = make(shapes, dtype, layout, state_dtype=state_dtype)
         plain = [[t.contiguous().clone() for t in ts] for ts in (params, grads, buffers)]
         if mixed:
             grads = [g.contiguous() for g in grads]
@@ -139,6 +143,54 @@ def test_same_bits_for_every_thread_count():
     assert all(torch.equal(a, b) for r in results[1:] for a, b in zip(results[0], r, strict=True))
 
 
+@pytest.mark.parametrize("of", FLOAT_DTYPES, ids=str)
+def test_a_learning_rate_in_a_tensor_is_the_number(of):
+    a, b = (make("convolutions", torch.float32) for _ in range(2))
+    run(*a, {"lr": 0.125, "momentum": 0.9})
+    run(*b, {"lr": torch.tensor(0.125, dtype=of), "momentum": 0.9})
+    assert all(torch.equal(x, y) for x, y in zip(a[0] + a[2], b[0] + b[2], strict=True))
+
+
+@pytest.mark.parametrize(("dtype", "state_dtype"), DTYPES, ids=str)
+@pytest.mark.parametrize("options", ["plain", "nesterov", "maximize"])
+def test_scaled_gradients_are_unscaled_in_the_precision_of_the_sum(options, dtype, state_dtype):
+    a, b = (make("convolutions", dtype, state_dtype=state_dtype) for _ in range(2))
+    scaled = [g * 1024 for g in b[1]]  # a power of two: exact
+    run(*a, cases.OPTIONS[options])
+    run(b[0], [g.clone() for g in scaled], b[2], b[3], cases.OPTIONS[options], grad_scale=torch.tensor(1024.0))
+    assert all(torch.equal(x, y) for x, y in zip(a[0] + a[2], b[0] + b[2], strict=True))
+
+
+def test_a_scaled_gradient_may_be_too_small_for_its_own_dtype():
+    param, grad, buffer = torch.zeros(9).half(), torch.full((9,), 2.0**-10).half(), torch.zeros(9)
+    masked_sgd_([param], [grad], [buffer], [None], lr=0.1, momentum=0.5, grad_scale=torch.tensor(2.0**20))
+    assert buffer.tolist() == [2.0**-30] * 9
+    assert grad.tolist() == [2.0**-10] * 9
+
+
+@pytest.mark.parametrize("found", [1.0, math.inf])
+def test_found_inf_changes_nothing_at_all(found):
+    params, grads, buffers, kept = make("convolutions", torch.float32)
+    before = [t.clone() for t in params + buffers]
+    run(params, grads, buffers, kept, cases.OPTIONS["nesterov"], found_inf=torch.tensor(found))
+    assert all(torch.equal(a, b) for a, b in zip(params + buffers, before, strict=True))
+    bits = [pack_mask(k) for k in kept]
+    rest = (0.1, 0.9, 0.0, 0.0, False, False, False, None, None, torch.tensor(found))
+    reference.masked_sgd_(params, grads, buffers, bits, *rest)
+    assert all(torch.equal(a, b) for a, b in zip(params + buffers, before, strict=True))
+    run(params, grads, buffers, kept, cases.OPTIONS["nesterov"], found_inf=torch.tensor(0.0))
+    assert not any(torch.equal(a, b) for a, b in zip(params + buffers, before, strict=True))
+
+
+def test_the_reference_reads_nothing_from_a_device():
+    """A meta tensor has no value to read: whatever asks for one raises."""
+    params, grads, buffers, kept = make("convolutions", torch.bfloat16, state_dtype=torch.float32)
+    bits = [pack_mask(k).to("meta") for k in kept]
+    tensors = ([t.to("meta") for t in ts] for ts in (params, grads, buffers))
+    scalars = [torch.empty((), device="meta") for _ in range(3)]
+    reference.masked_sgd_(*tensors, bits, 0.0, 0.9, 0.1, 0.1, True, True, False, *scalars)
+
+
 def test_version_counters_move():
     params, grads, buffers, kept = make("convolutions", torch.float32)
     before = [t._version for t in params + buffers]
@@ -181,6 +233,16 @@ BAD = {
         lambda p, g, b, m: masked_sgd_(p, g, [b[0].double()], m, lr=0.1, momentum=0.9),
         ValueError,
         r"momentum_buffers\[0\] must be torch.float32",
+    ),
+    "a float32 buffer of a float64 parameter": (
+        lambda p, g, b, m: masked_sgd_([p[0].double()], [g[0].double()], b, m, lr=0.1, momentum=0.9),
+        ValueError,
+        r"momentum_buffers\[0\] must be torch.float64",
+    ),
+    "a vector of rates": (
+        lambda p, g, b, m: masked_sgd_(p, g, b, m, lr=torch.ones(2), momentum=0.9),
+        ValueError,
+        "lr must have one element, got 2",
     ),
     "an integer parameter": (
         lambda p, g, b, m: masked_sgd_([p[0].long()], g, b, m, lr=0.1, momentum=0.9),
