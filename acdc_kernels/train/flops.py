@@ -43,8 +43,8 @@ class FlopRule:
     fixed: int  # bias, normalisation, ReLU and pooling: the same for dense and sparse models
 
     @classmethod
-    def of(cls, model: nn.Module, image_shape: tuple[int, ...]) -> FlopRule:
-        """Runs `model` once on a zero image of `image_shape` and notes every layer's shapes.
+    def of(cls, model: nn.Module, example: torch.Tensor) -> FlopRule:
+        """Runs `model` once on `example` (an input batch of size 1) and notes every layer's shapes.
 
         Raises TypeError for a layer that the rule does not know, so that nothing is left out silently.
         """
@@ -57,7 +57,7 @@ class FlopRule:
         training = model.training
         try:
             with torch.no_grad():
-                model.eval()(torch.zeros(1, *image_shape))
+                model.eval()(example)
         finally:
             model.train(training)
             for hook in hooks:

@@ -41,10 +41,10 @@ class Trainer:
         self.config, self.data = config, data
         self.steps_per_epoch = len(data.train) // config.batch_size  # the last, smaller batch is dropped
         if self.steps_per_epoch < 1:
-            raise UserError(f"batch-size: must be at most {len(data.train)} training images, got {config.batch_size}")
+            raise UserError(f"batch-size: must be at most {len(data.train)} training samples, got {config.batch_size}")
         torch.set_num_threads(config.threads)
-        self.model = build_model(config.model, data.image_shape, data.classes, config.seed)
-        self.flops = FlopRule.of(self.model, data.image_shape)
+        self.model = build_model(config.model, data, config.seed)
+        self.flops = FlopRule.of(self.model, data.example)
         schedule = config.build_schedule(self.steps_per_epoch)
         self.phases = [schedule.at(epoch * self.steps_per_epoch) for epoch in range(config.epochs)]
         self.optimizer = MaskedSGD(
@@ -120,9 +120,10 @@ class Trainer:
         sparsity = self.sparsifier.achieved_sparsity() if phase.kind == "compressed" else 0.0
         progress.start_epoch(epoch, first, phase.kind, sparsity)
         self.model.train()
+        batches = self.data.train.batches(order[first * size : self.steps_per_epoch * size], size, epoch)
         for i in range(first, self.steps_per_epoch):
             started = time.perf_counter()
-            self._update(order[i * size : (i + 1) * size])
+            self._update(*next(batches))
             updated = time.perf_counter()
             self.sparsifier.step()
             done = time.perf_counter()
@@ -139,17 +140,17 @@ class Trainer:
                 folder.save_checkpoint(self.state_dict())
                 raise Interrupted(stop.signal)
 
-    def _update(self, batch: torch.Tensor) -> None:
-        images, labels = self.data.train.images[batch], self.data.train.labels[batch]
+    def _update(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
         self.optimizer.zero_grad()
-        logits = self.model(images)
-        loss = nn.functional.cross_entropy(logits, labels)
+        logits = self.model(inputs).flatten(0, -2)
+        targets = targets.flatten()
+        loss = nn.functional.cross_entropy(logits, targets)
         if not math.isfinite(value := loss.item()):
             raise UserError(f"loss is {value} at step {self.step}: training diverged; try a lower --lr")
         loss.backward()
         self.optimizer.step()
         self._sums.add(
-            value, int((logits.argmax(1) == labels).sum()), len(labels), self.optimizer.param_groups[0]["lr"]
+            value, int((logits.argmax(1) == targets).sum()), len(targets), self.optimizer.param_groups[0]["lr"]
         )
 
     def _end_epoch(self, epoch: int, folder: RunFolder, progress: Progress) -> None:
@@ -224,8 +225,11 @@ class _EpochSums:
 def evaluate(model: nn.Module, split: Split) -> float:
     """The fraction of `split` that `model` classifies right, in evaluation mode."""
     model.eval()
-    batches = zip(split.images.split(EVALUATION_BATCH), split.labels.split(EVALUATION_BATCH), strict=True)
-    return sum(int((model(images).argmax(1) == labels).sum()) for images, labels in batches) / len(split)
+    right = total = 0
+    for inputs, targets in split.batches(torch.arange(len(split)), EVALUATION_BATCH, None):
+        right += int((model(inputs).argmax(-1) == targets).sum())
+        total += targets.numel()
+    return right / total
 
 
 def lr_factor(step: int, warmup: float, total: int) -> float:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from math import prod
-
 import torch
 from torch import nn
 
+from .data import Dataset
 from .errors import UserError
 
 
-def build_model(name: str, image_shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
-    """A freshly initialised model: ``mlp-WIDTH`` or ``cnn``, for images [C, H, W]; the seed decides its weights."""
+def build_model(name: str, dataset: Dataset, seed: int) -> nn.Module:
+    """A freshly initialised model: ``mlp-WIDTH`` or ``cnn``, for `dataset`'s images; the seed decides its weights."""
     torch.manual_seed(seed)
     if name.startswith("mlp-"):
-        return _mlp(prod(image_shape), int(name.removeprefix("mlp-")), classes)
+        return _mlp(dataset.example.numel(), int(name.removeprefix("mlp-")), dataset.classes)
     if name == "cnn":
-        return _cnn(image_shape[0], classes)
+        return _cnn(dataset.example.shape[1], dataset.classes)
     raise UserError(f"model: must be 'mlp-WIDTH' or 'cnn', got {name!r}")
 
 

@@ -61,7 +61,7 @@ def _score(trainer: Trainer, folder: RunFolder, kind: Kind) -> dict[str, Any] | 
         raise UserError(
             f"{folder.path}: {kind}.safetensors is of epoch {facts['epoch']}, must be of epoch {best['epoch']}"
         )
-    model = build_model(trainer.config.model, trainer.data.image_shape, trainer.data.classes, trainer.config.seed)
+    model = build_model(trainer.config.model, trainer.data, trainer.config.seed)
     model.load_state_dict(state)
     nonzeros = trainer.flops.nonzeros(model)
     return {

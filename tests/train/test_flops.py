@@ -7,6 +7,8 @@ from torch import nn
 from acdc_kernels.train.flops import FlopRule
 from acdc_kernels.train.models import build_model
 
+from .conftest import images
+
 # model, image shape, weights, FLOPs per image
 BY_HAND = {
     # 2*6 + 3 bias
@@ -37,13 +39,13 @@ BY_HAND = {
 @pytest.mark.parametrize("case", BY_HAND)
 def test_dense_forward_by_hand(case):
     make, shape, weights, flops = BY_HAND[case]
-    rule = FlopRule.of(make(), shape)
+    rule = FlopRule.of(make(), torch.zeros(1, *shape))
     assert (rule.weights, rule.dense_forward) == (weights, flops)
 
 
 def test_only_nonzero_weights_count():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3))  # 4x4 image: 2x2 positions
-    rule = FlopRule.of(model, (1, 4, 4))
+    rule = FlopRule.of(model, torch.zeros(1, 1, 4, 4))
     with torch.no_grad():
         model[0].weight.zero_()
         model[0].weight[1, 0, 1, 1] = 1.0
@@ -55,11 +57,11 @@ def test_only_nonzero_weights_count():
 
 
 def test_the_presets_models():
-    mlp = FlopRule.of(build_model("mlp-1024", (1, 8, 8), 10, 0), (1, 8, 8))
+    mlp = FlopRule.of(build_model("mlp-1024", images(1, 8, 8), 0), torch.zeros(1, 1, 8, 8))
     weights = 64 * 1024 + 1024 * 1024 + 1024 * 10
     assert mlp.weights == weights
     assert mlp.dense_forward == 2 * weights + (1024 + 1024 + 10) + 2 * 1024
-    cnn = FlopRule.of(build_model("cnn", (1, 28, 28), 10, 0), (1, 28, 28))
+    cnn = FlopRule.of(build_model("cnn", images(1, 28, 28), 0), torch.zeros(1, 1, 28, 28))
     convs = {
         14: (32, 9),
         7: (64, 32 * 9),
@@ -75,7 +77,7 @@ def test_the_presets_models():
 def test_an_unknown_layer_is_an_error_and_leaves_no_hook():
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.GELU())
     with pytest.raises(TypeError, match="no rule for layer '2' of type GELU"):
-        FlopRule.of(model, (1, 2, 2))
+        FlopRule.of(model, torch.zeros(1, 1, 2, 2))
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -83,6 +85,6 @@ def test_an_unknown_layer_is_an_error_and_leaves_no_hook():
 def test_counting_leaves_the_model_as_it_was(training):
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).train(training)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    FlopRule.of(model, (1, 4, 4))
+    FlopRule.of(model, torch.zeros(1, 1, 4, 4))
     assert model.training is training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

@@ -179,7 +179,7 @@ def test_divergence_stops_the_run(tmp_path):
 
 def test_a_batch_larger_than_the_data():
     digits = data.load("digits", validation=0.5, seed=0)
-    with pytest.raises(UserError, match="batch-size: must be at most 719 training images, got 720"):
+    with pytest.raises(UserError, match="batch-size: must be at most 719 training samples, got 720"):
         Trainer(make_config("demo", batch_size=720, threads=1), digits)
 
 
