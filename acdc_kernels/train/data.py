@@ -1,91 +1,66 @@
-"""Data sets in three parts, whose batches are a pure function of order, seed and epoch."""
+"""The data sets by name, and the order in which an epoch visits one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import json
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import fashion_mnist
+from . import fashion_mnist, text, vision
 from .errors import UserError
+from .splits import Dataset, Split, TensorSplit, hold_out
 
-DATASETS = ("digits", "fashion-mnist")
+__all__ = ["DATASETS", "Dataset", "Split", "TensorSplit", "epoch_order", "load"]
 
+DATASETS = ("digits", "fashion-mnist", *vision.CIFAR, "imagefolder", "python-text")
 
-class Split(Protocol):
-    """Part of a data set."""
-
-    def __len__(self) -> int:
-        """How many samples there are."""
-        ...
-
-    def batches(self, order: Tensor, size: int, epoch: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """(inputs, targets) of `size` samples each, in the order of `order`; the last batch may be smaller.
-
-        `order` holds sample indices (int64). `epoch` None means evaluation: no augmentation. What augmentation does to
-        sample i in epoch e depends on the data set's seed, e and i alone, so that a resumed epoch repeats itself.
-        """
-        ...
+# what data_args may hold for a data set: name and least value
+ARGUMENTS = {"imagefolder": vision.ARGUMENTS, "python-text": text.ARGUMENTS}
 
 
-@dataclass(frozen=True)
-class TensorSplit:
-    """Inputs [n, ...] and int64 targets [n] or [n, T] in memory.
+def load(
+    name: str,
+    *,
+    validation: float,
+    seed: int,
+    folder: Path | None = None,
+    download: bool = False,
+    augment: bool = False,
+    data_args: str = "{}",
+) -> Dataset:
+    """One of `DATASETS`; `seed` picks the fraction `validation` of the training part to hold out.
 
-    `transform(inputs, indices, epoch)` makes a batch of the stored inputs at `indices`; None: as they are.
+    | name              | what it is                             | `folder`             | `data_args`           |
+    |-------------------|----------------------------------------|----------------------|-----------------------|
+    | digits            | scikit-learn's 8x8 digits              | left out             |                       |
+    | fashion-mnist     | 28x28 images of clothes                | of its four files    |                       |
+    | cifar10, cifar100 | 32x32 photographs, through torchvision | torchvision's        |                       |
+    | imagefolder       | any images, through torchvision        | with train/ and val/ | size, resize, workers |
+    | python-text       | the standard library's source          | left out             | block, characters     |
+
+    `data_args` is a JSON object of whole numbers. `augment` asks for the usual random crops and flips of training
+    images (CIFAR and imagefolder). Pixels are normalised by the mean and standard deviation of the training images (one
+    for each channel with CIFAR; imagefolder uses ImageNet's). Raises UserError for what cannot be found, is corrupt, or
+    means nothing.
     """
-
-    inputs: Tensor
-    targets: Tensor
-    transform: Callable[[Tensor, Tensor, int | None], Tensor] | None = None
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def batches(self, order: Tensor, size: int, epoch: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-        for indices in order.split(size):
-            inputs = self.inputs[indices]
-            if self.transform is not None:
-                inputs = self.transform(inputs, indices, epoch)
-            yield inputs, self.targets[indices]
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A data set: training, validation (picks the checkpoints) and test (only reported).
-
-    `source` says where the data came from; `classes` is the number of classes, or the size of a text's vocabulary;
-    `example` is one input batch of size 1, with the shape and dtype of every other input.
-    """
-
-    name: str
-    source: str
-    classes: int
-    train: Split
-    validation: Split
-    test: Split
-    example: Tensor
-    unit: Literal["images", "characters"] = "images"
-
-
-def load(name: str, *, validation: float, seed: int, folder: Path | None = None, download: bool = False) -> Dataset:
-    """Load ``digits`` or ``fashion-mnist``; `seed` picks the fraction `validation` of the training images to hold out.
-
-    Pixels are normalised by the mean and standard deviation of the training images. Raises UserError for a folder that
-    is missing, truncated or corrupt.
-    """
-    if name == "digits":
-        if folder is not None:
-            raise UserError("data-dir: must be left out for digits (it comes with scikit-learn)")
-        source, parts = _digits()
-    elif name == "fashion-mnist":
-        source, parts = fashion_mnist.load(folder, download)
-    else:
+    if name not in DATASETS:
         raise UserError(f"data: must be one of {', '.join(DATASETS)}, got {name!r}")
+    if augment and name not in (*vision.CIFAR, "imagefolder"):
+        raise UserError(f"augment: only for {', '.join(vision.CIFAR)} and imagefolder, got {name}")
+    arguments = _arguments(name, data_args)
+    if name in ("digits", "python-text") and folder is not None:
+        comes_with = {"digits": "scikit-learn", "python-text": "Python"}[name]
+        raise UserError(f"data-dir: must be left out for {name} (it comes with {comes_with})")
+    if name in vision.CIFAR:
+        return vision.load_cifar(name, validation, seed, folder, download, augment)
+    if name == "imagefolder":
+        return vision.load_folder(validation, seed, folder, augment, **arguments)
+    if name == "python-text":
+        return text.load(validation, seed, **arguments)
+    source, parts = _digits() if name == "digits" else fashion_mnist.load(folder, download)
     train_images, train_labels, test_images, test_labels = parts
     kept, held = hold_out(len(train_labels), validation, seed)
     std, mean = torch.std_mean(train_images[kept])
@@ -105,13 +80,6 @@ def load(name: str, *, validation: float, seed: int, folder: Path | None = None,
     )
 
 
-def hold_out(samples: int, validation: float, seed: int) -> tuple[Tensor, Tensor]:
-    """(indices to train on, indices to hold out): the seed picks round(validation x samples) of them."""
-    order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
-    held_out = round(validation * samples)
-    return order[held_out:], order[:held_out]
-
-
 def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
     """The order in which `epoch` visits the training samples, the same whenever it is asked for: int64 [samples]."""
     return torch.randperm(samples, generator=torch.Generator().manual_seed((seed + 1) * 1_000_003 + epoch))
@@ -126,3 +94,19 @@ def _digits() -> tuple[str, tuple[Tensor, Tensor, Tensor, Tensor]]:
     labels = torch.from_numpy(digits.target).long()
     train, test = train_test_split(range(len(labels)), test_size=0.2, random_state=0, stratify=digits.target)
     return "scikit-learn's digits", (images[train], labels[train], images[test], labels[test])
+
+
+def _arguments(name: str, data_args: str) -> dict[str, int]:
+    try:
+        found: Any = json.loads(data_args)
+    except ValueError as error:
+        raise UserError(f"data-args: must be a JSON object, got {data_args!r} ({error})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"data-args: must be a JSON object, got {data_args!r}")
+    known = ARGUMENTS.get(name, {})
+    for key, value in found.items():
+        if key not in known:
+            raise UserError(f"data-args: {name} takes {', '.join(known) or 'none'}, got {key!r}")
+        if type(value) is not int or value < known[key]:
+            raise UserError(f"data-args: {key} must be a whole number, at least {known[key]}, got {value!r}")
+    return found

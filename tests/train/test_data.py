@@ -171,15 +171,28 @@ def test_the_order_of_an_epoch_is_a_pure_function():
 
 
 @pytest.mark.parametrize(
-    ("name", "folder", "message"),
+    ("name", "asked", "message"),
     [
-        ("cifar", None, "data: must be one of digits, fashion-mnist, got 'cifar'"),
-        ("digits", "x", "must be left out for digits"),
+        (
+            "cifar",
+            {},
+            "data: must be one of digits, fashion-mnist, cifar10, cifar100, imagefolder, python-text, got 'cifar'",
+        ),
+        ("digits", {"folder": "x"}, "data-dir: must be left out for digits .it comes with scikit-learn"),
+        ("python-text", {"folder": "x"}, "data-dir: must be left out for python-text .it comes with Python"),
+        ("digits", {"augment": True}, "augment: only for cifar10, cifar100 and imagefolder, got digits"),
+        ("python-text", {"data_args": "[1]"}, r"data-args: must be a JSON object, got '\[1\]'"),
+        ("python-text", {"data_args": "{block: 3}"}, "data-args: must be a JSON object, got '{block: 3}' .Expecting"),
+        ("python-text", {"data_args": '{"blocks": 3}'}, "data-args: python-text takes block, characters, got 'blocks'"),
+        ("digits", {"data_args": '{"block": 3}'}, "data-args: digits takes none, got 'block'"),
+        ("python-text", {"data_args": '{"block": 0}'}, "block must be a whole number, at least 1, got 0"),
+        ("imagefolder", {"data_args": '{"workers": 1.5}'}, "workers must be a whole number, at least 0, got 1.5"),
+        ("imagefolder", {"data_args": '{"size": true}'}, "size must be a whole number, at least 1, got True"),
     ],
 )
-def test_bad_requests(name, folder, message):
+def test_bad_requests(name, asked, message):
     with pytest.raises(UserError, match=message):
-        data.load(name, validation=0.1, seed=0, folder=folder)
+        data.load(name, validation=0.1, seed=0, **asked)
 
 
 def test_zipped_by_another_packer(miniature, tmp_path):
