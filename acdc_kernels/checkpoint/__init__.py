@@ -68,7 +68,7 @@ def load_checkpoint(path: str | os.PathLike[str], /, **parts: Any) -> dict[str, 
     its tensors' names, shapes and dtypes; of an optimizer, its groups, their hyper-parameters' names, the shapes of
     their parameters, and whether it takes masks; of an LR schedule or GradScaler, the names of its entries; of any part
     with a method ``check_state_dict(state)``, such as a Sparsifier, whatever that raises ValueError or TypeError for.
-    Other parts are asked first to load theirs, so that if one refuses, nothing else has been changed.
+    Other parts are asked first to load theirs, in the order they were saved: if one refuses, no later one is changed.
 
     The file is memory-mapped and its tensors copied part by part: no tensor of the run refers to it afterwards.
 
