@@ -1,6 +1,7 @@
 """AC/DC sparse training with native kernels: top-k masks, masked optimizers, and the conductor that runs the phases."""
 
 from ._version import __version__
+from .checkpoint import load_checkpoint, save_checkpoint
 from .ops import pack_mask, topk_mask, unpack_mask
 from .optim import MaskedAdamW, MaskedSGD
 from .policy import schedules
@@ -11,7 +12,9 @@ __all__ = [
     "MaskedSGD",
     "Sparsifier",
     "__version__",
+    "load_checkpoint",
     "pack_mask",
+    "save_checkpoint",
     "schedules",
     "topk_mask",
     "unpack_mask",

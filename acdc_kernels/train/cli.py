@@ -13,8 +13,9 @@ from typing import Annotated
 import typer
 
 from ..policy.scopes import SCOPES
+from .data import DATASETS
 from .errors import UserError
-from .presets import PRESETS, SCHEDULES
+from .presets import OPTIMIZERS, PRECISIONS, PRESETS, SCHEDULES
 
 app = typer.Typer(
     help="AC/DC sparse training with native kernels (Peste et al., NeurIPS 2021, arXiv 2106.12379).",
@@ -31,9 +32,11 @@ def _choice(name: str, values: tuple[str, ...]) -> type[Enum]:
 
 
 PresetName = _choice("PresetName", tuple(PRESETS))
-DataName = _choice("DataName", ("digits", "fashion-mnist"))
+DataName = _choice("DataName", DATASETS)
 ScheduleName = _choice("ScheduleName", SCHEDULES)
 ScopeName = _choice("ScopeName", SCOPES)
+OptimizerName = _choice("OptimizerName", OPTIMIZERS)
+PrecisionName = _choice("PrecisionName", PRECISIONS)
 BenchOp = _choice("BenchOp", ("topk", "update"))
 DeviceName = _choice("DeviceName", ("cpu", "cuda"))
 
@@ -103,7 +106,11 @@ def train(
         ScheduleName | None, typer.Option(help="When to prune (default: acdc).", metavar="NAME")
     ] = None,
     sparsity: Annotated[
-        float | None, typer.Option(help="Fraction of weights that is zero in compressed phases (default: 0.9).")
+        float | None,
+        typer.Option(help="Fraction of weights that is zero in compressed phases (default: the pattern's)."),
+    ] = None,
+    pattern: Annotated[
+        str | None, typer.Option(help="Which shapes of zeros are allowed (default: unstructured).", metavar="PATTERN")
     ] = None,
     scope: Annotated[
         ScopeName | None,
@@ -112,14 +119,22 @@ def train(
     epochs: Annotated[
         int | None, typer.Option(help="Length; the schedule's parts scale with it (default: the preset's).")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step (default: the preset's).")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples a step (default: the preset's).")] = None,
     lr: Annotated[
         float | None, typer.Option(help="Highest learning rate, before the cosine (default: the preset's).")
+    ] = None,
+    optimizer: Annotated[
+        OptimizerName | None,
+        typer.Option(help="sgd with momentum, or adamw, which needs an --lr of its own (default: the preset's)."),
+    ] = None,
+    precision: Annotated[
+        PrecisionName | None, typer.Option(help="fp32, or bf16: mixed precision (default: the preset's).")
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Decides initial weights, order and validation split (default: 0).")
     ] = None,
     data: Annotated[DataName | None, typer.Option(help="Data set (default: the preset's).")] = None,
+    model: Annotated[str | None, typer.Option(help="Model (default: the preset's).", metavar="NAME")] = None,
     data_dir: Annotated[
         Path | None,
         typer.Option(help="Folder of the Fashion-MNIST files, flat or torchvision-style.", metavar="FOLDER"),
@@ -138,6 +153,10 @@ def train(
     options = Options(
         preset=_value(preset),
         dataset=_value(data),
+        model=model,
+        optimizer=_value(optimizer),
+        pattern=pattern,
+        precision=_value(precision),
         schedule=_value(schedule),
         scope=_value(scope),
         seed=seed,

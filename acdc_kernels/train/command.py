@@ -22,6 +22,10 @@ from .run_folder import RunFolder
 from .tables import markdown_table, text_table
 
 Say = Callable[[str], None]
+CHANGEABLE = (
+    *("dataset", "model", "optimizer", "pattern", "precision", "scope"),
+    *("epochs", "batch_size", "lr", "sparsity"),
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,10 @@ class Options:
 
     preset: str | None = None
     dataset: str | None = None
+    model: str | None = None
+    optimizer: str | None = None
+    pattern: str | None = None
+    precision: str | None = None
     schedule: str | None = None
     scope: str | None = None
     seed: int | None = None
@@ -52,7 +60,7 @@ def run_training(options: Options, command: str, say: Say) -> RunFolder:
         say(f"{folder.path} is finished; this is its report.\n")
         _show(read_report(folder.path), folder, say)
         return folder
-    images = data.load(
+    dataset = data.load(
         config.dataset,
         validation=config.validation,
         seed=config.seed,
@@ -60,17 +68,12 @@ def run_training(options: Options, command: str, say: Say) -> RunFolder:
         download=options.download,
     )
     try:
-        trainer = Trainer(config, images)
+        trainer = Trainer(config, dataset)
     except UserError:
         raise
     except (TypeError, ValueError, KeyError) as error:  # the library's own checks of sparsity, scope and schedule
         raise UserError(str(error)) from error
-    state = folder.load_checkpoint()
-    if state is not None:
-        try:
-            trainer.load_state_dict(state)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(f"{folder.checkpoint}: does not fit this run ({error})") from error
+    if trainer.restore(folder):
         say(f"going on with {folder.path} at step {trainer.step} of {trainer.total_steps}")
     elif options.resume:
         say(f"nothing to resume in {folder.path}: starting the run")
@@ -108,7 +111,7 @@ def resolve(options: Options) -> tuple[RunConfig, RunFolder]:
         schedule=chosen("schedule", "acdc"),
         seed=chosen("seed", 0),
         threads=chosen("threads", torch.get_num_threads()),
-        **{name: chosen(name) for name in ("dataset", "scope", "epochs", "batch_size", "lr", "sparsity")},
+        **{name: chosen(name) for name in CHANGEABLE},
     )
     return config, RunFolder(options.out or Path(config.default_folder))
 
@@ -120,12 +123,12 @@ def _resume(options: Options, folder: RunFolder) -> str:
 
 
 def _headline(trainer: Trainer) -> str:
-    config, images = trainer.config, trainer.data
+    config, data = trainer.config, trainer.data
     phases = ", ".join(f"{kind} {epochs}" for kind, epochs in trainer.phase_epochs())
     return (
         f"{config.preset}: {config.model} with {trainer.flops.weights:,} weights\n"
-        f"{images.source}: {len(images.train):,} training, {len(images.validation):,} validation, "
-        f"{len(images.test):,} test images\n"
+        f"{data.source}: {len(data.train):,} training, {len(data.validation):,} validation, "
+        f"{len(data.test):,} test {'images' if data.unit == 'images' else 'sequences'}\n"
         f"{config.schedule}, {config.epochs} epochs of {trainer.steps_per_epoch} steps: {phases}"
     )
 

@@ -1,34 +1,58 @@
-"""FLOPs of one image by the paper's rule (Peste et al., NeurIPS 2021, appendix), counted from actual nonzeros.
+"""FLOPs of one sample by the paper's rule (Peste et al., NeurIPS 2021, appendix), counted from actual nonzeros.
 
-| layer              | forward FLOPs per image                                       |
-|--------------------|---------------------------------------------------------------|
-| convolution, linear| 2 x nonzero weights x output positions, + 1 per output if bias |
-| normalisation      | 2 per input element                                           |
-| ReLU               | 1 per input element                                           |
-| pooling            | window size per output element                                |
+| layer                                 | forward FLOPs per sample                                       |
+|---------------------------------------|----------------------------------------------------------------|
+| convolution, linear                   | 2 x nonzero weights x output positions, + 1 per output if bias |
+| transposed convolution                | 2 x nonzero weights x input positions, + 1 per output if bias  |
+| normalisation                         | 2 per input element                                            |
+| ReLU, GELU and other activations      | 1 per input element                                            |
+| pooling                               | window size per output element                                 |
+| embedding, dropout, reshaping         | 0                                                              |
+| a module with a method `fixed_flops`  | what `fixed_flops(inputs, output)` says                        |
 
-The backward pass counts as twice the forward pass, so a training step costs three forward passes.
+Sums of branches are not counted, as in the paper. The backward pass counts as twice the forward pass, so a training
+step costs three forward passes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 TRAINING_PASSES = 3  # forward, input gradient, weight gradient
+PAPER_RULE = "the paper's rule"
 
-_PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm)
-_POOLS = (nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
-_FREE = (nn.Flatten, nn.Identity, nn.Dropout)
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
+_ACTIVATIONS = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus),
+    *(nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.Softmax, nn.LogSoftmax),
+)
+_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+_ADAPTIVE = (
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+)
+_FREE = (
+    *(nn.Flatten, nn.Unflatten, nn.Identity, nn.ZeroPad2d, nn.PixelShuffle, nn.Embedding),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
+)
 
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One product layer: how many weights it has and at how many output positions each of them is used."""
+    """One product layer: how many weights it has and at how many positions each of them is used."""
 
     name: str
     weights: int
@@ -37,32 +61,49 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class FlopRule:
-    """The cost of a model's forward pass on one image, as a function of its nonzero weights."""
+    """The cost of a model's forward pass on one sample (an image, a sequence), as a function of its nonzero weights.
+
+    `rule` says in words how it was counted.
+    """
 
     layers: tuple[LayerCost, ...]
-    fixed: int  # bias, normalisation, ReLU and pooling: the same for dense and sparse models
+    fixed: int  # bias, normalisation, activations, pooling, attention: the same for dense and sparse models
+    rule: str = PAPER_RULE
 
     @classmethod
-    def of(cls, model: nn.Module, image_shape: tuple[int, ...]) -> FlopRule:
-        """Runs `model` once on a zero image of `image_shape` and notes every layer's shapes.
+    def of(cls, model: nn.Module, example: Tensor, strict: bool = True) -> FlopRule:
+        """Runs `model` once on `example` (an input batch of size 1) and notes every layer's shapes.
 
-        Raises TypeError for a layer that the rule does not know, so that nothing is left out silently.
+        `strict` raises TypeError for a module that the rule does not know, so that nothing is left out silently. Not
+        strict is for models of strangers: products outside of known layers, attention's among them, are counted by
+        torch's FlopCounterMode and stay the same however sparse the model is; other work of unknown modules is left
+        out, and `rule` names them.
         """
-        layers: list[LayerCost] = []
-        fixed: list[int] = []
-        hooks = []
-        for name, module in model.named_modules():
-            if not any(True for _ in module.children()):
-                hooks.append(module.register_forward_hook(_watch(name, layers, fixed)))
+        watch = _Watch(model)
+        fastpath = torch.backends.mha.get_fastpath_enabled()
         training = model.training
         try:
-            with torch.no_grad():
-                model.eval()(torch.zeros(1, *image_shape))
+            torch.backends.mha.set_fastpath_enabled(False)  # it would hide layers from hooks and counter
+            # the math backend computes attention by products that the counter sees, on every device
+            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+                model.eval()(example)
         finally:
+            torch.backends.mha.set_fastpath_enabled(fastpath)
             model.train(training)
-            for hook in hooks:
-                hook.remove()
-        return cls(tuple(layers), sum(fixed))
+            watch.remove()
+        unknown = watch.unknown()
+        if strict and unknown:
+            name, module = next(iter(unknown.items()))
+            raise TypeError(f"FlopRule: no rule for layer {name!r} of type {type(module).__name__}")
+        counted = cls(tuple(watch.layers.values()), watch.fixed)
+        if strict:
+            return counted
+        products = sum(2 * layer.weights * layer.positions for layer in counted.layers)
+        others = max(0, counter.get_total_flops() - products - watch.known_products)
+        rule = f"{PAPER_RULE}, and torch's FlopCounterMode for products outside of its layers"
+        if kinds := sorted({type(module).__name__ for module in unknown.values()}):
+            rule += f"; other work of {', '.join(kinds)} is left out"
+        return replace(counted, fixed=counted.fixed + others, rule=rule)
 
     @property
     def weights(self) -> int:
@@ -70,11 +111,11 @@ class FlopRule:
 
     @property
     def dense_forward(self) -> int:
-        """FLOPs of one image through the model with every weight nonzero."""
+        """FLOPs of one sample through the model with every weight nonzero."""
         return self.forward({layer.name: layer.weights for layer in self.layers})
 
     def forward(self, nonzeros: dict[str, int]) -> int:
-        """FLOPs of one image through the model that keeps `nonzeros[layer]` weights in each layer."""
+        """FLOPs of one sample through the model that keeps `nonzeros[layer]` weights in each layer."""
         return self.fixed + sum(2 * nonzeros[layer.name] * layer.positions for layer in self.layers)
 
     def nonzeros(self, model: nn.Module) -> dict[str, int]:
@@ -83,27 +124,77 @@ class FlopRule:
         return {layer.name: int(torch.count_nonzero(modules[layer.name].weight)) for layer in self.layers}
 
 
-def _watch(name: str, layers: list[LayerCost], fixed: list[int]):
-    def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        if isinstance(module, _PRODUCTS):
-            outputs = output[0].numel()
-            channels = module.out_features if isinstance(module, nn.Linear) else module.out_channels
-            layers.append(LayerCost(name, module.weight.numel(), outputs // channels))
-            fixed.append(outputs if module.bias is not None else 0)
-        elif isinstance(module, _NORMS):
-            fixed.append(2 * inputs[0][0].numel())
-        elif isinstance(module, nn.ReLU):
-            fixed.append(inputs[0][0].numel())
-        elif isinstance(module, _POOLS):
-            fixed.append(_window(module, inputs[0], output) * output[0].numel())
-        elif not isinstance(module, _FREE):
-            raise TypeError(f"FlopRule: no rule for layer {name!r} of type {type(module).__name__}")
+class _Watch:
+    """Hooks that note what each module computes while the model runs once."""
 
-    return hook
+    def __init__(self, model: nn.Module) -> None:
+        self.layers: dict[str, LayerCost] = {}
+        self.fixed = 0
+        self.known_products = 0  # FLOPs inside `fixed` that a counter of products sees as well
+        self._unknown: dict[str, nn.Module] = {}
+        self._handles = []
+        for name, module in model.named_modules():
+            leaf = not any(True for _ in module.children())
+            if leaf or hasattr(module, "fixed_flops"):
+                # first of all, so that what other hooks make of the output isn't seen here
+                self._handles.append(module.register_forward_hook(self._hook(name), prepend=True))
+            elif next(module.parameters(recurse=False), None) is not None:
+                self._unknown[name] = module  # computes with parameters of its own, as MultiheadAttention does
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def unknown(self) -> dict[str, nn.Module]:
+        """The modules that no rule covers, by name."""
+        return self._unknown
+
+    def _hook(self, name: str):
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            if hasattr(module, "fixed_flops"):
+                flops = module.fixed_flops(inputs, output)
+                self.fixed += flops
+                self.known_products += flops
+            elif (channels := _output_channels(module)) is not None:
+                outputs = output[0].numel()
+                positions = (
+                    inputs[0][0].numel() // module.in_channels
+                    if isinstance(module, _TRANSPOSED)
+                    else outputs // channels
+                )
+                before = self.layers.get(name)  # a layer may be used more than once
+                positions += before.positions if before else 0
+                self.layers[name] = LayerCost(name, module.weight.numel(), positions)
+                self.fixed += outputs if module.bias is not None else 0
+            elif isinstance(module, _NORMS):
+                self.fixed += 2 * inputs[0][0].numel()
+            elif isinstance(module, _ACTIVATIONS):
+                self.fixed += inputs[0][0].numel()
+            elif isinstance(module, (*_POOLS, *_ADAPTIVE)):
+                values = output[0] if isinstance(output, tuple) else output
+                self.fixed += _window(module, inputs[0], values) * values[0].numel()
+            elif not isinstance(module, _FREE):
+                self._unknown[name] = module
+
+        return hook
 
 
-def _window(module: nn.Module, image: torch.Tensor, output: torch.Tensor) -> int:
-    if isinstance(module, nn.AdaptiveAvgPool2d):
-        return prod(-(-i // o) for i, o in zip(image.shape[-2:], output.shape[-2:], strict=True))
-    size = module.kernel_size
-    return size * size if isinstance(size, int) else prod(size)
+def _output_channels(module: nn.Module) -> int | None:
+    """Outputs per position of a layer that is a product with its `weight`; None if it is none."""
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    if isinstance(module, (*_CONVS, *_TRANSPOSED)):
+        return module.out_channels
+    if type(module).__name__ == "Conv1D" and isinstance(getattr(module, "nf", None), int):
+        return module.nf  # transformers' Linear with a transposed weight
+    return None
+
+
+def _window(module: nn.Module, inputs: Tensor, output: Tensor) -> int:
+    spatial = output.ndim - 2
+    if isinstance(module, _ADAPTIVE):
+        return prod(-(-i // o) for i, o in zip(inputs.shape[2:], output.shape[2:], strict=True))
+    size: int | Sequence[int] = module.kernel_size
+    if isinstance(size, Sequence) and len(size) == spatial:
+        return prod(size)
+    return (size if isinstance(size, int) else size[0]) ** spatial

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..optim import MaskedSGD
+from ..policy.schedules import Phase
 from ..sparsifier import Sparsifier
 from .clock import Clock, StopRequest
 from .data import Dataset, Split, epoch_order
 from .errors import UserError
 from .flops import FlopRule
-from .models import build_model, parameter_groups
+from .models import build_model
+from .optimizers import build_optimizer
 from .presets import RunConfig
 from .progress import Progress
 from .run_folder import Kind, RunFolder
 
-FORMAT = 1
 EVALUATION_BATCH = 500
 
 
@@ -41,16 +42,21 @@ class Trainer:
         self.config, self.data = config, data
         self.steps_per_epoch = len(data.train) // config.batch_size  # the last, smaller batch is dropped
         if self.steps_per_epoch < 1:
-            raise UserError(f"batch-size: must be at most {len(data.train)} training images, got {config.batch_size}")
+            raise UserError(f"batch-size: must be at most {len(data.train)} training samples, got {config.batch_size}")
         torch.set_num_threads(config.threads)
-        self.model = build_model(config.model, data.image_shape, data.classes, config.seed)
-        self.flops = FlopRule.of(self.model, data.image_shape)
+        self.model = build_model(config.model, data, config.seed)
+        self.flops = FlopRule.of(self.model, data.example)
         schedule = config.build_schedule(self.steps_per_epoch)
         self.phases = [schedule.at(epoch * self.steps_per_epoch) for epoch in range(config.epochs)]
-        self.optimizer = MaskedSGD(
-            parameter_groups(self.model, config.weight_decay), lr=config.lr, momentum=config.momentum, nesterov=True
+        self.optimizer = build_optimizer(config, self.model)
+        self.sparsifier = Sparsifier(
+            self.model,
+            self.optimizer,
+            schedule,
+            sparsity=config.sparsity,
+            pattern=config.pattern,
+            scope=config.scope,
         )
-        self.sparsifier = Sparsifier(self.model, self.optimizer, schedule, sparsity=config.sparsity, scope=config.scope)
         warmup = config.lr_warmup * self.steps_per_epoch
         self.lr_schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: lr_factor(step, warmup, self.total_steps)
@@ -59,6 +65,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.clock = Clock()
         self._sums = _EpochSums()
+        self._rate = 0.0  # targets a second in the last epoch
 
     @property
     def total_steps(self) -> int:
@@ -68,31 +75,34 @@ class Trainer:
         """(kind, length in epochs) of each phase in order."""
         return [(run[0].kind, len(run)) for _, group in groupby(self.phases, lambda p: p.index) if (run := list(group))]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that decides the rest of the run, at any step."""
-        return {
-            "format": FORMAT,
+    def save(self, folder: RunFolder) -> None:
+        """Save everything that decides the rest of the run, between any two steps; gradients are none of it."""
+        self.optimizer.zero_grad()
+        progress = {
             "step": self.step,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "sparsifier": self.sparsifier.state_dict(),
-            "lr_schedule": self.lr_schedule.state_dict(),
-            "rng": torch.get_rng_state(),
             "history": self.history,
             "epoch_sums": asdict(self._sums),
             "seconds": self.clock.seconds,
         }
+        folder.save_checkpoint(**self._parts(), progress=progress)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state.get("format") != FORMAT:
-            raise UserError(f"checkpoint: format must be {FORMAT}, got {state.get('format')!r}")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.sparsifier.load_state_dict(state["sparsifier"])
-        self.lr_schedule.load_state_dict(state["lr_schedule"])
-        torch.set_rng_state(state["rng"])
-        self.step, self.history = state["step"], state["history"]
-        self._sums, self.clock = _EpochSums(**state["epoch_sums"]), Clock(state["seconds"])
+    def restore(self, folder: RunFolder) -> bool:
+        """Go on from the checkpoint in `folder`: False if there is none. Raises UserError if it can't be used."""
+        saved = folder.load_checkpoint(**self._parts())
+        if saved is None:
+            return False
+        progress = saved["progress"]
+        self.step, self.history = progress["step"], progress["history"]
+        self._sums, self.clock = _EpochSums(**progress["epoch_sums"]), Clock(progress["seconds"])
+        return True
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "sparsifier": self.sparsifier,
+            "lr_schedule": self.lr_schedule,
+        }
 
     def run(self, folder: RunFolder) -> None:
         """Train to the end, leaving checkpoint, history and the pair's two models in `folder`.
@@ -101,12 +111,13 @@ class Trainer:
         UserError.
         """
         config = self.config
-        progress = Progress(config.epochs, self.steps_per_epoch, config.batch_size)
+        progress = Progress(config.epochs, self.steps_per_epoch, self.data.unit)
         try:
             with StopRequest() as stop:
                 for epoch in range(len(self.history), config.epochs):
                     self._train_epoch(epoch, folder, progress, stop)
-                    self._end_epoch(epoch, folder, progress)
+                    self.save(folder)
+                    progress.end_epoch(self.history[-1], self._rate)
                     if stop.signal is not None and epoch + 1 < config.epochs:
                         raise Interrupted(stop.signal)
         finally:
@@ -120,47 +131,49 @@ class Trainer:
         sparsity = self.sparsifier.achieved_sparsity() if phase.kind == "compressed" else 0.0
         progress.start_epoch(epoch, first, phase.kind, sparsity)
         self.model.train()
-        for i in range(first, self.steps_per_epoch):
+        batches = self.data.train.batches(order[first * size : self.steps_per_epoch * size], size, epoch)
+        for last in (i + 1 == self.steps_per_epoch for i in range(first, self.steps_per_epoch)):
             started = time.perf_counter()
-            self._update(order[i * size : (i + 1) * size])
-            updated = time.perf_counter()
-            self.sparsifier.step()
-            done = time.perf_counter()
-            if self.sparsifier.phase.index == phase.index:
-                self.clock.add(phase.kind, done - started)
-            else:
-                self.clock.add(phase.kind, updated - started)
-                self.clock.add("flip", done - updated)
-            self._sums.seconds += done - started
-            self.lr_schedule.step()
-            self.step += 1
+            self._update(*next(batches))
+            taken = time.perf_counter() - started
+            self.clock.add(phase.kind, taken)
+            self._sums.seconds += taken
             progress.step(*self._sums.means())
-            if stop.signal is not None and i + 1 < self.steps_per_epoch:
-                folder.save_checkpoint(self.state_dict())
+            if last:
+                self._end_epoch(epoch, folder)  # before the flip that may be due changes what this epoch has trained
+            self._count_update(phase)
+            if stop.signal is not None and not last:
+                self.save(folder)
                 raise Interrupted(stop.signal)
 
-    def _update(self, batch: torch.Tensor) -> None:
-        images, labels = self.data.train.images[batch], self.data.train.labels[batch]
+    def _update(self, inputs: Tensor, targets: Tensor) -> None:
         self.optimizer.zero_grad()
-        logits = self.model(images)
-        loss = nn.functional.cross_entropy(logits, labels)
+        with autocast(self.model, self.config.precision):
+            logits = self.model(inputs).flatten(0, -2)
+            targets = targets.flatten()
+            loss = nn.functional.cross_entropy(logits, targets)
         if not math.isfinite(value := loss.item()):
             raise UserError(f"loss is {value} at step {self.step}: training diverged; try a lower --lr")
         loss.backward()
         self.optimizer.step()
-        self._sums.add(
-            value, int((logits.argmax(1) == labels).sum()), len(labels), self.optimizer.param_groups[0]["lr"]
-        )
+        correct = int((logits.argmax(1) == targets).sum())
+        self._sums.add(value, correct, len(targets), float(self.optimizer.param_groups[0]["lr"]))
 
-    def _end_epoch(self, epoch: int, folder: RunFolder, progress: Progress) -> None:
-        phase = self.phases[epoch]
-        # the flip at the end of a dense phase has pruned the model already: its twin is what this epoch has trained
-        flipped = phase.kind == "dense" and self.sparsifier.phase.kind == "compressed"
-        model = self.sparsifier.dense_twin() if flipped else self.model
+    def _count_update(self, phase: Phase) -> None:
         started = time.perf_counter()
-        accuracy = evaluate(model, self.data.validation)
+        self.sparsifier.step()
+        if self.sparsifier.phase.index != phase.index:
+            self.clock.add("flip", time.perf_counter() - started)
+        self.lr_schedule.step()
+        self.step += 1
+
+    def _end_epoch(self, epoch: int, folder: RunFolder) -> None:
+        phase = self.phases[epoch]
+        self.optimizer.zero_grad()  # their memory is better used by what follows
+        started = time.perf_counter()
+        accuracy = evaluate(self.model, self.data.validation, self.config.precision)
         self.clock.add("evaluation", time.perf_counter() - started)
-        nonzeros = self.flops.nonzeros(model)
+        nonzeros = self.flops.nonzeros(self.model)
         sums, self._sums = self._sums, _EpochSums()
         loss, train_accuracy = sums.means()
         row = {
@@ -175,14 +188,12 @@ class Trainer:
             "seconds": sums.seconds,
         }
         self.history.append(row)
+        self._rate = sums.targets / sums.seconds
         kind: Kind = "dense" if phase.kind == "dense" else "sparse"
         if self.best(kind) is row:
-            folder.save_model(
-                kind, model.state_dict(), {"epoch": row["epoch"], "val_accuracy": accuracy, **self._facts()}
-            )
+            facts = {"epoch": row["epoch"], "val_accuracy": accuracy, **self._facts()}
+            folder.save_model(kind, self.model.state_dict(), facts)
         folder.write_history(self.history)
-        folder.save_checkpoint(self.state_dict())
-        progress.end_epoch(row, sums.images / sums.seconds)
 
     def best(self, kind: Kind) -> dict[str, Any] | None:
         """The epoch with the highest validation accuracy (the first on a tie) in the last phase of `kind`.
@@ -201,31 +212,42 @@ class Trainer:
 
 @dataclass
 class _EpochSums:
-    """Running sums over the steps of the epoch in progress."""
+    """Running sums over the steps of the epoch in progress; a sample has one target or more (characters)."""
 
     loss: float = 0.0
     correct: int = 0
-    images: int = 0
+    targets: int = 0
     lr: float = 0.0
     seconds: float = 0.0
 
-    def add(self, loss: float, correct: int, images: int, lr: float) -> None:
-        self.loss += loss * images
+    def add(self, loss: float, correct: int, targets: int, lr: float) -> None:
+        self.loss += loss * targets
         self.correct += correct
-        self.images += images
+        self.targets += targets
         self.lr = lr
 
     def means(self) -> tuple[float, float]:
-        """(loss, accuracy) over the images so far."""
-        return self.loss / self.images, self.correct / self.images
+        """(loss, accuracy) over the targets so far."""
+        return self.loss / self.targets, self.correct / self.targets
+
+
+def autocast(model: nn.Module, precision: str) -> AbstractContextManager:
+    """bf16: mixed precision for `model`'s device; fp32: nothing."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: Split) -> float:
-    """The fraction of `split` that `model` classifies right, in evaluation mode."""
+def evaluate(model: nn.Module, split: Split, precision: str = "fp32") -> float:
+    """The fraction of the targets in `split` that `model` gets right, in evaluation mode."""
     model.eval()
-    batches = zip(split.images.split(EVALUATION_BATCH), split.labels.split(EVALUATION_BATCH), strict=True)
-    return sum(int((model(images).argmax(1) == labels).sum()) for images, labels in batches) / len(split)
+    right = total = 0
+    for inputs, targets in split.batches(torch.arange(len(split)), EVALUATION_BATCH, None):
+        with autocast(model, precision):
+            right += int((model(inputs).argmax(-1) == targets).sum())
+        total += targets.numel()
+    return right / total
 
 
 def lr_factor(step: int, warmup: float, total: int) -> float:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any
 
 from ..policy import schedules
+from ..policy.patterns import parse_pattern
 from ..policy.schedules import Schedule
 from ..policy.scopes import SCOPES
 from .errors import UserError
 
 SCHEDULES = ("acdc", "dense", "prune-once", "prune-late")
+OPTIMIZERS = ("sgd", "adamw")
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,11 @@ class Preset:
     lr_warmup: float = 1.0  # epochs of linear warm-up before the cosine
     sparsity: float = 0.9
     scope: str = "global"
-    validation: float = 1 / 12  # fraction of the training images that is held out
+    validation: float = 1 / 12  # fraction of the training samples that is held out
+    optimizer: str = "sgd"
+    pattern: str = "unstructured"
+    precision: str = "fp32"  # bf16: autocast around forward pass and loss
+    augment: bool = False
 
 
 PRESETS = {
@@ -63,6 +71,10 @@ class RunConfig:
     weight_decay: float
     lr_warmup: float
     validation: float
+    optimizer: str
+    pattern: str
+    precision: str
+    augment: bool
     seed: int
     threads: int
 
@@ -71,8 +83,15 @@ class RunConfig:
 
     @property
     def default_folder(self) -> str:
-        sparsity = "" if self.schedule == "dense" else f"-{self.sparsity:g}"
-        return f"runs/{self.preset}-{self.schedule}{sparsity}-s{self.seed}"
+        """``runs/PRESET-SCHEDULE-SPARSITY-sSEED``, with what differs from the preset's own choices after the preset."""
+        preset = PRESETS[self.preset]
+        changed = [
+            re.sub(r"[^A-Za-z0-9._]+", "-", value)
+            for name in ("dataset", "model", "optimizer", "pattern", "precision")
+            if (value := getattr(self, name)) != getattr(preset, name)
+        ]
+        sparsity = [] if self.schedule == "dense" else [f"{self.sparsity:g}"]
+        return "runs/" + "-".join([self.preset, *changed, self.schedule, *sparsity, f"s{self.seed}"])
 
     def build_schedule(self, steps_per_epoch: int) -> Schedule:
         """The schedule object, in optimizer steps."""
@@ -118,17 +137,37 @@ def phase_lengths(schedule: str, epochs: int) -> dict[str, int]:
 
 
 def make_config(preset: str, *, schedule: str = "acdc", seed: int = 0, threads: int, **changes: Any) -> RunConfig:
-    """The configuration of `preset` with `changes` (None: the preset's own value). Raises UserError for bad values."""
+    """The configuration of `preset` with `changes` (None: the preset's own value).
+
+    A pattern other than the preset's brings its own sparsity unless one is given; a dense run has neither. Raises
+    UserError for bad values.
+    """
     if preset not in PRESETS:
         raise UserError(f"preset: must be one of {', '.join(PRESETS)}, got {preset!r}")
-    settings = asdict(PRESETS[preset]) | {key: value for key, value in changes.items() if value is not None}
+    base, given = asdict(PRESETS[preset]), {key: value for key, value in changes.items() if value is not None}
+    settings = base | given
     settings["preset"] = settings.pop("name")
     del settings["summary"]
     _check(settings, seed, threads)
+    if settings["optimizer"] != base["optimizer"] and "lr" not in given:
+        raise UserError(
+            f"lr: must be given with optimizer {settings['optimizer']!r}, as preset {preset!r} has one for "
+            f"{base['optimizer']!r} only"
+        )
     phases = phase_lengths(schedule, settings["epochs"])
     if schedule == "dense":
-        settings["sparsity"] = 0.0
+        settings |= {"sparsity": 0.0, "pattern": "unstructured"}
+    else:
+        own = settings["pattern"] != base["pattern"] and "sparsity" not in given
+        settings["sparsity"] = _sparsity(settings["pattern"], None if own else settings["sparsity"])
     return RunConfig(schedule=schedule, phases=phases, seed=seed, threads=threads, **settings)
+
+
+def _sparsity(pattern: str, sparsity: float | None) -> float:
+    try:
+        return parse_pattern(pattern).resolve_sparsity(sparsity)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
 
 
 def _check(settings: dict[str, Any], seed: int, threads: int) -> None:
@@ -141,5 +180,7 @@ def _check(settings: dict[str, Any], seed: int, threads: int) -> None:
     must(0 < settings["lr"] < float("inf"), "lr", "positive and finite", settings["lr"])
     must(0 <= settings["sparsity"] < 1, "sparsity", "in [0, 1)", settings["sparsity"])
     must(settings["scope"] in SCOPES, "scope", f"one of {', '.join(SCOPES)}", settings["scope"])
+    must(settings["optimizer"] in OPTIMIZERS, "optimizer", f"one of {', '.join(OPTIMIZERS)}", settings["optimizer"])
+    must(settings["precision"] in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", settings["precision"])
     must(0 <= seed < 2**31, "seed", "in [0, 2**31)", seed)
     must(threads >= 1, "threads", "at least 1", threads)

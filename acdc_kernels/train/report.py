@@ -10,11 +10,14 @@ from typing import Any
 from .errors import UserError
 from .loop import Trainer, evaluate
 from .machine import machine, versions
+from .memory import memory_facts
 from .models import build_model
 from .run_folder import Kind, RunFolder
-from .tables import duration, markdown_table, mean_and_spread, percent, text_table
+from .tables import duration, markdown_table, mean_and_spread, mebibytes, percent, text_table
 
 FORMAT = 1
+# what configurations have that were reported before these settings came
+ADDED = {"optimizer": "sgd", "pattern": "unstructured", "precision": "fp32", "augment": False}
 DENSE_PRODUCTS = (
     "FLOPs are those that the zeros make unnecessary. This version still computes dense products with masked weights,\n"
     "so a compressed step takes about as long as a dense one: the saving is not yet one of time."
@@ -22,11 +25,12 @@ DENSE_PRODUCTS = (
 
 
 def build_report(trainer: Trainer, folder: RunFolder, command: str) -> dict[str, Any]:
-    """The report of a finished run: reads the pair from `folder` and scores it on the test images.
+    """The report of a finished run: reads the pair from `folder` and scores it on the test samples.
 
     ``flops`` are fractions of what dense training or inference costs, by the paper's rule (see `flops.FlopRule`).
     """
     history = trainer.history
+    memory = memory_facts(trainer.model, trainer.optimizer, trainer.sparsifier)  # scoring is no part of training
     compressed = [row["flops"] for row in history if row["phase"] == "compressed"]
     models = {kind: _score(trainer, folder, kind) for kind in ("sparse", "dense")}
     return {
@@ -34,16 +38,18 @@ def build_report(trainer: Trainer, folder: RunFolder, command: str) -> dict[str,
         "config": trainer.config.to_dict(),
         "models": models,
         "flops": {
-            "dense_forward_per_image": trainer.flops.dense_forward,
+            "dense_forward_per_sample": trainer.flops.dense_forward,
             "training": sum(row["flops"] for row in history) / len(history),
             "compressed_step": sum(compressed) / len(compressed) if compressed else None,
             "inference": (models["sparse"] or models["dense"])["inference_flops"],
         },
         "time": trainer.clock.summary(),
+        "memory": memory,
         "uncovered": trainer.sparsifier.uncovered(),
         "data": {
             "source": trainer.data.source,
-            "images": {part: len(getattr(trainer.data, part)) for part in ("train", "validation", "test")},
+            "unit": trainer.data.unit,
+            "samples": {part: len(getattr(trainer.data, part)) for part in ("train", "validation", "test")},
         },
         "machine": machine(),
         "versions": versions(),
@@ -61,13 +67,14 @@ def _score(trainer: Trainer, folder: RunFolder, kind: Kind) -> dict[str, Any] | 
         raise UserError(
             f"{folder.path}: {kind}.safetensors is of epoch {facts['epoch']}, must be of epoch {best['epoch']}"
         )
-    model = build_model(trainer.config.model, trainer.data.image_shape, trainer.data.classes, trainer.config.seed)
+    model = build_model(trainer.config.model, trainer.data, trainer.config.seed)
     model.load_state_dict(state)
+    precision = trainer.config.precision
     nonzeros = trainer.flops.nonzeros(model)
     return {
         "epoch": best["epoch"],
-        "val_accuracy": evaluate(model, trainer.data.validation),
-        "test_accuracy": evaluate(model, trainer.data.test),
+        "val_accuracy": evaluate(model, trainer.data.validation, precision),
+        "test_accuracy": evaluate(model, trainer.data.test, precision),
         "weights": trainer.flops.weights,
         "nonzeros": sum(nonzeros.values()),
         "sparsity": 1 - sum(nonzeros.values()) / trainer.flops.weights,
@@ -134,11 +141,22 @@ def summary(report: dict[str, Any]) -> str:
         f"training FLOPs  {percent(flops['training'])} of dense training{compressed}",
         f"training time   {', '.join(spent)}",
     ]
+    if "memory" in report:
+        lines.append(f"memory          {_memory(report['memory'])}")
     if models["sparse"]:
         lines += ["", DENSE_PRODUCTS]
         if models["dense"]["sparsity"] >= 0.001:
             lines.append("The dense twin's zeros are weights that got no gradient since they were last pruned.")
     return "\n".join(lines)
+
+
+def _memory(facts: dict[str, int]) -> str:
+    parts = ("model", "optimizer", "mask")
+    held = ", ".join(f"{name} {mebibytes(facts[f'{name}_bytes'])}" for name in parts if facts[f"{name}_bytes"])
+    twin = facts["twin_on_disk_bytes"]
+    return f"peak {mebibytes(facts['peak_bytes'])}; {held}" + (
+        f"; dense twin on disk {mebibytes(twin)}" if twin else ""
+    )
 
 
 def group(reports: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -148,7 +166,8 @@ def group(reports: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for report in reports:
-        setting = {key: value for key, value in report["config"].items() if key not in ("seed", "threads")}
+        config = ADDED | report["config"]
+        setting = {key: value for key, value in config.items() if key not in ("seed", "threads")}
         groups.setdefault(json.dumps(setting, sort_keys=True), []).append(report)
     named: dict[str, list[dict[str, Any]]] = {}
     for members in groups.values():
@@ -159,6 +178,8 @@ def group(reports: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
                 f"report: {config['preset']} {config['schedule']} is given twice for one seed (seeds {seeds})"
             )
         name = f"{config['preset']} {config['schedule']}"
+        if (pattern := config.get("pattern", "unstructured")) != "unstructured":
+            name += f" {pattern}"
         if config["schedule"] != "dense":
             name += f" {config['sparsity']:.0%}"
         while name in named:  # same name, other settings

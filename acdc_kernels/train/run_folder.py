@@ -8,15 +8,16 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
+from .._version import __version__
+from ..checkpoint import load_checkpoint, save_checkpoint
 from .errors import UserError
 from .presets import RunConfig
 
-FORMAT = 1
+FORMAT = 2
 Kind = Literal["dense", "sparse"]
 
 
@@ -41,10 +42,10 @@ class RunFolder:
         path = self.path / "config.json"
         try:
             content = json.loads(path.read_text())
-            if content.pop("format") != FORMAT:
-                raise ValueError(f"format must be {FORMAT}")
+            if (found := content.pop("format")) != FORMAT:
+                raise ValueError(f"it is of format {found}, this version of acdc-kernels ({__version__}) has {FORMAT}")
             return RunConfig(**content)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (AttributeError, OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not the configuration of a run ({error})") from error
 
     def check(self, config: RunConfig, resume: bool) -> None:
@@ -78,25 +79,28 @@ class RunFolder:
             writer.writeheader()
             writer.writerows(rows)
 
-    def save_checkpoint(self, state: dict[str, Any]) -> None:
-        with _replacing(self.checkpoint) as temporary:
-            torch.save(state, temporary)
+    def save_checkpoint(self, **parts: Any) -> None:
+        save_checkpoint(self.checkpoint, **parts)
 
-    def load_checkpoint(self) -> dict[str, Any] | None:
-        """The state last saved, None if there is none yet. Raises UserError if it cannot be read."""
+    def load_checkpoint(self, **parts: Any) -> dict[str, Any] | None:
+        """Restore `parts` from the state last saved; the plain data in it, None if there is none yet.
+
+        Raises UserError, and changes nothing, if it cannot be read or does not fit.
+        """
         if not self.checkpoint.is_file():
             return None
         try:
-            return torch.load(self.checkpoint, weights_only=True)
-        except Exception as error:  # torch.load raises whatever the broken file provokes
-            raise UserError(f"{self.checkpoint}: cannot be read ({error})") from error
+            return load_checkpoint(self.checkpoint, **parts)
+        except ValueError as error:
+            raise UserError(str(error).removeprefix("load_checkpoint: ")) from error
 
     def save_model(self, kind: Kind, state: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Write ``KIND.safetensors`` with `facts` as metadata: one JSON entry, as the order of several varies."""
         with _replacing(self.path / f"{kind}.safetensors") as temporary:
-            tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
-            # save_file would make files that only their owner can read
-            temporary.write_bytes(save(tensors, {"run": json.dumps(facts)}))
+            temporary.touch()
+            mode = temporary.stat().st_mode  # as the umask says; save_file's would be for the owner only
+            save_file(_separate(state), temporary, {"run": json.dumps(facts)})
+            temporary.chmod(mode)
 
     def load_model(self, kind: Kind) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(state dict, facts) of ``KIND.safetensors``."""
@@ -120,3 +124,14 @@ class _replacing:
             os.replace(self.temporary, self.target)
         else:
             self.temporary.unlink(missing_ok=True)
+
+
+def _separate(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state` as safetensors takes it: contiguous, and what is there under two names written under both."""
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in state.items():
+        tensor = tensor.detach().contiguous()
+        tensors[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return tensors

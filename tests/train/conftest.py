@@ -13,8 +13,23 @@ import torch
 
 from acdc_kernels.train import fashion_mnist
 from acdc_kernels.train.command import Options, run_training
+from acdc_kernels.train.data import Dataset, TensorSplit
+from acdc_kernels.train.text import TextSplit
 
 SHORT = {"preset": "demo", "epochs": 5, "batch_size": 128, "lr": 0.1, "threads": 1}
+
+
+def characters(block: int, classes: int = 97) -> Dataset:
+    """A data set of two sequences of newlines, as `images` is one of zero images."""
+    part = TextSplit(torch.zeros(2 * block + 1, dtype=torch.uint8), block)
+    example = torch.zeros(1, block, dtype=torch.int64)
+    return Dataset("characters", "a test", classes, part, part, part, example, "characters")
+
+
+def images(*shape: int, classes: int = 10) -> Dataset:
+    """A data set of two zero images of `shape`, for what asks only for shapes and the number of classes."""
+    part = TensorSplit(torch.zeros(2, *shape), torch.zeros(2, dtype=torch.int64))
+    return Dataset("images", "a test", classes, part, part, part, torch.zeros(1, *shape))
 
 
 def quiet(_text: str) -> None:

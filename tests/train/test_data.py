@@ -150,17 +150,17 @@ def test_the_real_files():
 def test_digits_split():
     digits = data.load("digits", validation=0.25, seed=3)
     assert [len(part) for part in (digits.train, digits.validation, digits.test)] == [1078, 359, 360]
-    assert (digits.image_shape, digits.classes) == ((1, 8, 8), 10)
-    assert abs(digits.train.images.mean()) < 1e-5
-    assert abs(digits.train.images.std() - 1) < 1e-5
-    assert sorted(set(digits.test.labels.tolist())) == list(range(10))
+    assert (tuple(digits.example.shape), digits.classes, digits.unit) == ((1, 1, 8, 8), 10, "images")
+    assert abs(digits.train.inputs.mean()) < 1e-5
+    assert abs(digits.train.inputs.std() - 1) < 1e-5
+    assert sorted(set(digits.test.targets.tolist())) == list(range(10))
 
 
 def test_the_validation_split_depends_on_the_seed_and_the_test_set_does_not():
     one, same, other = (data.load("digits", validation=0.2, seed=seed) for seed in (1, 1, 2))
-    assert torch.equal(one.validation.images, same.validation.images)
-    assert not torch.equal(one.validation.labels, other.validation.labels)
-    assert torch.equal(one.test.labels, other.test.labels)
+    assert torch.equal(one.validation.inputs, same.validation.inputs)
+    assert not torch.equal(one.validation.targets, other.validation.targets)
+    assert torch.equal(one.test.targets, other.test.targets)
 
 
 def test_the_order_of_an_epoch_is_a_pure_function():
@@ -171,15 +171,28 @@ def test_the_order_of_an_epoch_is_a_pure_function():
 
 
 @pytest.mark.parametrize(
-    ("name", "folder", "message"),
+    ("name", "asked", "message"),
     [
-        ("cifar", None, "data: must be 'digits' or 'fashion-mnist', got 'cifar'"),
-        ("digits", "x", "must be left out for digits"),
+        (
+            "cifar",
+            {},
+            "data: must be one of digits, fashion-mnist, cifar10, cifar100, imagefolder, python-text, got 'cifar'",
+        ),
+        ("digits", {"folder": "x"}, "data-dir: must be left out for digits .it comes with scikit-learn"),
+        ("python-text", {"folder": "x"}, "data-dir: must be left out for python-text .it comes with Python"),
+        ("digits", {"augment": True}, "augment: only for cifar10, cifar100 and imagefolder, got digits"),
+        ("python-text", {"data_args": "[1]"}, r"data-args: must be a JSON object, got '\[1\]'"),
+        ("python-text", {"data_args": "{block: 3}"}, "data-args: must be a JSON object, got '{block: 3}' .Expecting"),
+        ("python-text", {"data_args": '{"blocks": 3}'}, "data-args: python-text takes block, characters, got 'blocks'"),
+        ("digits", {"data_args": '{"block": 3}'}, "data-args: digits takes none, got 'block'"),
+        ("python-text", {"data_args": '{"block": 0}'}, "block must be a whole number, at least 1, got 0"),
+        ("imagefolder", {"data_args": '{"workers": 1.5}'}, "workers must be a whole number, at least 0, got 1.5"),
+        ("imagefolder", {"data_args": '{"size": true}'}, "size must be a whole number, at least 1, got True"),
     ],
 )
-def test_bad_requests(name, folder, message):
+def test_bad_requests(name, asked, message):
     with pytest.raises(UserError, match=message):
-        data.load(name, validation=0.1, seed=0, folder=folder)
+        data.load(name, validation=0.1, seed=0, **asked)
 
 
 def test_zipped_by_another_packer(miniature, tmp_path):
@@ -188,3 +201,13 @@ def test_zipped_by_another_packer(miniature, tmp_path):
     path = tmp_path / f"{IMAGES}.gz"
     path.write_bytes(gzip.compress(miniature[IMAGES], compresslevel=1))
     assert len(fashion_mnist.load(tmp_path)[1][0]) == 48
+
+
+def test_batches_follow_the_order():
+    inputs, targets = torch.arange(10.0)[:, None], torch.arange(10)
+    doubled = data.TensorSplit(inputs, targets, lambda x, indices, epoch: x * 2 if epoch == 1 else x + indices[:, None])
+    order = torch.tensor([3, 1, 4, 9, 5])
+    for epoch in (1, None):
+        batches = list(doubled.batches(order, 2, epoch))
+        assert [batch.tolist() for _, batch in batches] == [[3, 1], [4, 9], [5]]
+        assert torch.cat([batch for batch, _ in batches]).flatten().tolist() == [6, 2, 8, 18, 10]

@@ -7,6 +7,8 @@ from torch import nn
 from acdc_kernels.train.flops import FlopRule
 from acdc_kernels.train.models import build_model
 
+from .conftest import characters, images
+
 # model, image shape, weights, FLOPs per image
 BY_HAND = {
     # 2*6 + 3 bias
@@ -29,6 +31,21 @@ BY_HAND = {
         2,
         64 + 64 + 32 + 32,
     ),
+    # 3x3 input positions: 2*(2*4*4)*9, bias 4*6*6
+    "transposed conv": (lambda: nn.ConvTranspose2d(2, 4, 2, stride=2), (2, 3, 3), 32, 576 + 144),
+    # 3 positions: 2*(8*5)*3, bias 5*3, activation 1 each
+    "linear at positions, gelu": (lambda: nn.Sequential(nn.Linear(8, 5), nn.GELU()), (3, 8), 40, 240 + 15 + 15),
+    "layer norm, dropout": (lambda: nn.Sequential(nn.LayerNorm(8), nn.Dropout(0.5)), (3, 8), 0, 2 * 24),
+    "silu and softmax": (lambda: nn.Sequential(nn.SiLU(), nn.Softmax(-1)), (3, 8), 0, 24 + 24),
+    # the same layer twice: 2*16 + bias 4, twice
+    "a layer used twice": (lambda: nn.Sequential(*[nn.Linear(4, 4)] * 2), (4,), 16, 2 * 36),
+    # windows of 3 from 6 to 2
+    "pools in one dimension": (
+        lambda: nn.Sequential(nn.MaxPool1d(3), nn.AdaptiveAvgPool1d(1)),
+        (2, 6),
+        0,
+        3 * 4 + 2 * 2,
+    ),
     # windows of 2x2 from 4x4 to 2x2
     "adaptive pool": (lambda: nn.AdaptiveAvgPool2d(2), (3, 4, 4), 0, 4 * 3 * 2 * 2),
 }
@@ -37,13 +54,13 @@ BY_HAND = {
 @pytest.mark.parametrize("case", BY_HAND)
 def test_dense_forward_by_hand(case):
     make, shape, weights, flops = BY_HAND[case]
-    rule = FlopRule.of(make(), shape)
+    rule = FlopRule.of(make(), torch.zeros(1, *shape))
     assert (rule.weights, rule.dense_forward) == (weights, flops)
 
 
 def test_only_nonzero_weights_count():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3))  # 4x4 image: 2x2 positions
-    rule = FlopRule.of(model, (1, 4, 4))
+    rule = FlopRule.of(model, torch.zeros(1, 1, 4, 4))
     with torch.no_grad():
         model[0].weight.zero_()
         model[0].weight[1, 0, 1, 1] = 1.0
@@ -55,11 +72,11 @@ def test_only_nonzero_weights_count():
 
 
 def test_the_presets_models():
-    mlp = FlopRule.of(build_model("mlp-1024", (1, 8, 8), 10, 0), (1, 8, 8))
+    mlp = FlopRule.of(build_model("mlp-1024", images(1, 8, 8), 0), torch.zeros(1, 1, 8, 8))
     weights = 64 * 1024 + 1024 * 1024 + 1024 * 10
     assert mlp.weights == weights
     assert mlp.dense_forward == 2 * weights + (1024 + 1024 + 10) + 2 * 1024
-    cnn = FlopRule.of(build_model("cnn", (1, 28, 28), 10, 0), (1, 28, 28))
+    cnn = FlopRule.of(build_model("cnn", images(1, 28, 28), 0), torch.zeros(1, 1, 28, 28))
     convs = {
         14: (32, 9),
         7: (64, 32 * 9),
@@ -72,10 +89,15 @@ def test_the_presets_models():
     assert cnn.dense_forward == products + norms_and_relus + 4 * 128 + 10  # mean over 2x2, bias
 
 
+class Doubled(nn.Module):
+    def forward(self, x):
+        return x @ torch.ones(4, 4)
+
+
 def test_an_unknown_layer_is_an_error_and_leaves_no_hook():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.GELU())
-    with pytest.raises(TypeError, match="no rule for layer '2' of type GELU"):
-        FlopRule.of(model, (1, 2, 2))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), Doubled())
+    with pytest.raises(TypeError, match="no rule for layer '2' of type Doubled"):
+        FlopRule.of(model, torch.zeros(1, 1, 2, 2))
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -83,6 +105,69 @@ def test_an_unknown_layer_is_an_error_and_leaves_no_hook():
 def test_counting_leaves_the_model_as_it_was(training):
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).train(training)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    FlopRule.of(model, (1, 4, 4))
+    FlopRule.of(model, torch.zeros(1, 1, 4, 4))
     assert model.training is training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_transformer_by_hand():
+    layers, d, block, vocabulary = 2, 32, 6, 97
+    rule = FlopRule.of(build_model("transformer-2-32", characters(block), 0), characters(block).example)
+    products = layers * 12 * d * d + d * vocabulary
+    attention = layers * 2 * 2 * block**2 * d
+    norms = (2 * layers + 1) * 2 * block * d
+    bias_and_gelu = layers * block * (9 * d + 4 * d)
+    assert rule.weights == products
+    assert rule.dense_forward == 2 * products * block + attention + norms + bias_and_gelu
+    assert rule.rule == "the paper's rule"
+
+
+def wide(c_in, c_out, pixels):
+    """Multiply-adds of a stage of four wide blocks: a 3x3 and a 1x1 convolution of the input, seven more 3x3."""
+    return (9 * c_in * c_out + c_in * c_out + 7 * 9 * c_out**2) * pixels
+
+
+# data, multiply-adds, how near
+MULTIPLY_ADDS = {
+    "resnet-20": (
+        images(3, 32, 32),
+        (27 * 16 + 6 * 9 * 16**2) * 1024 + 9 * (16 * 32 + 5 * 32**2) * 256 + 9 * (32 * 64 + 5 * 64**2) * 64 + 640,
+        0,
+    ),
+    "wrn-28-10": (
+        images(3, 32, 32),
+        27 * 16 * 1024 + wide(16, 160, 1024) + wide(160, 320, 256) + wide(320, 640, 64) + 6400,
+        0,
+    ),
+    "mobilenet": (images(3, 224, 224, classes=1000), 569e6, 0.001),  # as Howard et al. 2017, table 4, prints it
+}
+
+
+@pytest.mark.parametrize("name", MULTIPLY_ADDS)
+def test_products_of_each_family_and_torchs_counter(name):
+    dataset, products, near = MULTIPLY_ADDS[name]
+    with torch.device("meta"):
+        model, example = build_model(name, dataset, 0), dataset.example.to("meta")
+        strict, loose = (FlopRule.of(model, example, strict=strict) for strict in (True, False))
+    assert (strict.dense_forward - strict.fixed) / 2 == pytest.approx(products, rel=near)
+    assert (strict.layers, strict.fixed) == (loose.layers, loose.fixed)
+
+
+def test_products_outside_of_known_layers_are_counted_by_torch():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), Doubled())
+    rule = FlopRule.of(model, torch.zeros(1, 2, 2), strict=False)
+    assert (rule.weights, rule.fixed) == (16, 4 + 2 * 16)
+    assert rule.rule.endswith("for products outside of its layers; other work of Doubled is left out")
+
+
+def test_attention_of_torch_is_refused_or_counted():
+    d, positions = 32, 8
+    layer = nn.TransformerEncoderLayer(d, 4, 64, batch_first=True)
+    example = torch.zeros(1, positions, d)
+    with pytest.raises(TypeError, match="no rule for layer 'self_attn' of type MultiheadAttention"):
+        FlopRule.of(layer, example)
+    rule = FlopRule.of(layer, example, strict=False)
+    attention = 2 * 4 * d * d * positions + 2 * 2 * positions**2 * d
+    assert {cost.name for cost in rule.layers} == {"linear1", "linear2"}
+    assert rule.fixed == attention + 2 * 2 * d * positions + (64 + d) * positions
+    assert torch.backends.mha.get_fastpath_enabled()

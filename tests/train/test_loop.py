@@ -24,10 +24,15 @@ from .conftest import SHORT, quiet
 STEPS = 9  # an epoch of the short run: 1197 training images, 128 a step
 
 
+def parts(folder):
+    """What the last checkpoint of a run holds."""
+    return torch.load(RunFolder(folder).checkpoint, weights_only=True)["parts"]
+
+
 def models(folder):
     """The two models of a run, and its last checkpoint's model and momentum."""
     run = RunFolder(folder)
-    last = run.load_checkpoint()
+    last = parts(folder)
     momentum = {f"momentum {i}": state["momentum_buffer"] for i, state in last["optimizer"]["state"].items()}
     tensors = {f"last {name}": tensor for name, tensor in last["model"].items()} | momentum
     for kind in ("sparse", "dense"):
@@ -42,7 +47,7 @@ def same_bits(one, other):
 
 def history(folder):
     """The history without wall clock."""
-    rows = RunFolder(folder).load_checkpoint()["history"]
+    rows = parts(folder)["progress"]["history"]
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
@@ -139,7 +144,7 @@ def test_exactly_the_asked_number_of_weights_is_kept(finished, schedule):
 
 
 def test_a_mask_is_fixed_inside_a_phase_and_prune_once_never_changes_it(finished):
-    last = RunFolder(finished("prune-once")).load_checkpoint()
+    last = parts(finished("prune-once"))
     best, _ = RunFolder(finished("prune-once")).load_model("sparse")
     for name in ("1.weight", "3.weight", "5.weight"):
         assert torch.equal(best[name] != 0, last["model"][name] != 0)
@@ -179,7 +184,7 @@ def test_divergence_stops_the_run(tmp_path):
 
 def test_a_batch_larger_than_the_data():
     digits = data.load("digits", validation=0.5, seed=0)
-    with pytest.raises(UserError, match="batch-size: must be at most 719 training images, got 720"):
+    with pytest.raises(UserError, match="batch-size: must be at most 719 training samples, got 720"):
         Trainer(make_config("demo", batch_size=720, threads=1), digits)
 
 
@@ -193,7 +198,7 @@ def test_learning_rate_warms_up_then_falls_as_a_cosine():
 
 
 def test_the_clock_knows_every_step(finished):
-    times = RunFolder(finished()).load_checkpoint()["seconds"]
+    times = parts(finished())["progress"]["seconds"]
     assert {kind: len(each) for kind, each in times.items()} == {
         "dense": 3 * STEPS,
         "compressed": 2 * STEPS,

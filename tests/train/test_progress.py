@@ -27,10 +27,10 @@ class Stream(io.StringIO):
 def test_bar_and_line(monkeypatch, capsys, terminal):
     shown = Stream(terminal)
     monkeypatch.setattr(sys, "stderr", shown)
-    progress = Progress(epochs=12, steps=3, batch=100)
+    progress = Progress(epochs=12, steps=3, unit="images")
     progress.start_epoch(1, 2, "compressed", 0.9)
     progress.step(0.5, 0.9)
-    progress.end_epoch(ROW, images_per_second=12345.6)
+    progress.end_epoch(ROW, rate=12345.6)
     assert capsys.readouterr().out == (
         "epoch  2/12  compressed  loss 0.5000  train 90.00%  val 87.50%  sparsity 90.0%    12,346 images/s\n"
     )
@@ -42,7 +42,7 @@ def test_bar_and_line(monkeypatch, capsys, terminal):
 
 
 def test_closing_twice_is_harmless():
-    progress = Progress(epochs=1, steps=1, batch=1)
+    progress = Progress(epochs=1, steps=1, unit="images")
     progress.start_epoch(0, 0, "dense", 0.0)
     progress.close()
     progress.close()

@@ -36,7 +36,7 @@ def test_the_report_of_an_acdc_run(finished):
     assert report["flops"]["training"] == pytest.approx(sum(flops) / 5)
     assert report["flops"]["compressed_step"] == pytest.approx((flops[1] + flops[4]) / 2)
     assert report["flops"]["inference"] == sparse["inference_flops"]
-    assert report["data"]["images"] == {"train": 1197, "validation": 240, "test": 360}
+    assert report["data"]["samples"] == {"train": 1197, "validation": 240, "test": 360}
     assert report["command"] == "a test"
     assert {"acdc-kernels", "torch", "python"} <= report["versions"].keys()
     assert report["machine"]["cores"] >= 1

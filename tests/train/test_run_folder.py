@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from acdc_kernels import save_checkpoint
 from acdc_kernels.train.command import Options, run_training
 from acdc_kernels.train.errors import UserError
 from acdc_kernels.train.run_folder import RunFolder
@@ -118,12 +119,12 @@ def test_bad_settings_write_nothing(tmp_path, options, message):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:1000]), "last.pt: cannot be read"),
-        (lambda path: path.write_bytes(b""), "last.pt: cannot be read"),
-        (lambda path: torch.save({"format": 99}, path), "last.pt: does not fit this run .*format must be 1, got 99"),
-        (lambda path: torch.save({"format": 1}, path), "last.pt: does not fit this run"),
+        (lambda path: path.write_bytes(path.read_bytes()[:1000]), "last.pt is not a checkpoint .*, or is truncated"),
+        (lambda path: path.write_bytes(b""), "last.pt is not a checkpoint .*, or is truncated"),
+        (lambda path: torch.save({"format": 1, "model": {}}, path), "last.pt is not a checkpoint of acdc-kernels"),
+        (lambda path: save_checkpoint(path, step=3), "last.pt must be .* but it holds no part 'model'; it holds no"),
     ],
-    ids=["truncated", "empty", "newer format", "incomplete"],
+    ids=["truncated", "empty", "of the first version", "incomplete"],
 )
 def test_a_broken_checkpoint(copy, damage, message):
     (copy / "report.json").unlink()
@@ -134,11 +135,23 @@ def test_a_broken_checkpoint(copy, damage, message):
     assert content(copy) == before
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1, "epochs": 3}', '{"format": 99}'])
-def test_a_broken_configuration(copy, text):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", ""),
+        ("[]", ""),
+        ("{}", ""),
+        ('{"format": 2, "epochs": 3}', "missing"),
+        ('{"format": 1, "preset": "demo"}', r"it is of format 1, this version of acdc-kernels \(.+\) has 2"),
+        ('{"format": 99}', r"it is of format 99, this version of acdc-kernels \(.+\) has 2"),
+    ],
+)
+def test_a_broken_configuration(copy, text, message):
     (copy / "config.json").write_text(text)
-    with pytest.raises(UserError, match=r"config.json: not the configuration of a run"):
+    before = content(copy)
+    with pytest.raises(UserError, match=rf"config.json: not the configuration of a run \(.*{message}"):
         run_training(Options(out=copy, resume=True), "a test", quiet)
+    assert content(copy) == before
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
