@@ -25,7 +25,9 @@ def test_conformance_at(level):
         pytest.skip(f"{level} is the level that the rest of this run is at")
     if os.environ.get("ACDC_CPU_ISA"):
         pytest.skip("ACDC_CPU_ISA names one level: this is that level's own run")
-    files = [str(HERE / f"test_{name}.py") for name in ("topk_mask", "masked_sgd", "mask_bits", "roofline")]
+    files = [
+        str(HERE / f"test_{name}.py") for name in ("topk_mask", "topk_patterns", "masked_sgd", "mask_bits", "roofline")
+    ]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     run = subprocess.run(
         command, env={**os.environ, "ACDC_CPU_ISA": level}, capture_output=True, text=True, check=False
