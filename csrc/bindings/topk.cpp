@@ -1,34 +1,91 @@
 #include "topk/topk.h"
 
+#include <algorithm>
+#include <string_view>
 #include <tuple>
 
 #include "bindings/convert.h"
+#include "topk/patterns.h"
 
 namespace acdc {
 namespace {
 
+struct Pattern {
+  enum Kind { unstructured, n_m, transposable, block } kind;
+  int64_t first = 1, second = 1;  // n and m; rows and columns
+  bool fixed() const { return kind == n_m || kind == transposable; }
+};
+
+// The number at the front of `text`, which is moved past it; 0 if there is none.
+int64_t number(std::string_view* text) {
+  int64_t value = 0;
+  for (; !text->empty() && text->front() >= '0' && text->front() <= '9' && value < int64_t{1} << 27; text->remove_prefix(1))
+    value = 10 * value + (text->front() - '0');
+  return value;
+}
+
+Pattern parse(const std::string& pattern) {
+  if (pattern == "unstructured") return {Pattern::unstructured};
+  if (pattern == "2:4-transposable") return {Pattern::transposable};
+  std::string_view text = pattern;
+  const bool block = text.substr(0, 6) == "block:";
+  if (block) text.remove_prefix(6);
+  const int64_t first = number(&text);
+  const bool joined = !text.empty() && text.front() == (block ? 'x' : ':');
+  if (joined) text.remove_prefix(1);
+  const int64_t second = number(&text);
+  STD_TORCH_CHECK(joined && text.empty() && first >= 1 && second >= 1 && (block || first < second),
+                  "topk_mask: pattern must be 'unstructured', 'n:m', '2:4-transposable' or 'block:RxC', got '", pattern, "'");
+  return {block ? Pattern::block : Pattern::n_m, first, second};
+}
+
+// Memory safety: the public function says which weight and which axis.
+void check_fits(const Tensor& w, const Pattern& p) {
+  if (p.kind == Pattern::unstructured) return;
+  const int64_t rows = p.kind == Pattern::transposable ? 4 : p.kind == Pattern::block ? p.first : 1;
+  const int64_t columns = p.kind == Pattern::transposable ? 4 : p.second;
+  STD_TORCH_CHECK(w.dim() >= 2 && w.size(0) % rows == 0 && w.size(1) % columns == 0,
+                  "topk_mask: weights must have dims 0 and 1 that the pattern divides");
+}
+
 std::tuple<std::vector<Tensor>, Tensor> topk_mask(std::vector<Tensor> weights, std::vector<int64_t> keep, std::string pattern) {
-  STD_TORCH_CHECK(pattern == "unstructured", "topk_mask: pattern must be 'unstructured', got '", pattern, "'");
-  STD_TORCH_CHECK(!weights.empty() && (keep.size() == 1 || keep.size() == weights.size()), "topk_mask: keep must have one entry, or one a weight");
+  const Pattern p = parse(pattern);
+  STD_TORCH_CHECK(!weights.empty() && (p.fixed() ? keep.empty() : keep.size() == 1 || keep.size() == weights.size()),
+                  "topk_mask: keep must have one entry, or one a weight; none with pattern 'n:m' or '2:4-transposable'");
   const DType dtype = dtype_of(weights[0], "topk_mask");
   const int n = static_cast<int>(weights.size());
   std::vector<TensorRef> refs;
   std::vector<uint8_t*> bits;
   std::vector<Tensor> masks;
-  int64_t total = 0, largest = 0;
+  int64_t total = 0;
   for (const Tensor& w : weights) {
     STD_TORCH_CHECK(w.is_cpu() && dtype_of(w, "topk_mask") == dtype, "topk_mask: weights must share one dtype and device");
+    check_fits(w, p);
     refs.push_back(ref(w));
     masks.push_back(torch::stable::new_empty(w, {(w.numel() + 7) / 8}, ScalarType::Byte));
     bits.push_back(static_cast<uint8_t*>(masks.back().mutable_data_ptr()));
     total += w.numel();
-    largest = w.numel() > largest ? w.numel() : largest;
   }
   Tensor nan_count = torch::stable::new_empty(weights[0], {n}, ScalarType::Long);
   int64_t* nan = static_cast<int64_t*>(nan_count.mutable_data_ptr());
   const Pool threads = pool();
+  if (p.fixed()) {
+    const PatternProblem problem{dtype, refs.data(), bits.data(), nan, n};
+    if (p.kind == Pattern::n_m)
+      n_m_mask_cpu(problem, p.first, p.second, threads);
+    else
+      transposable_mask_cpu(problem, threads);
+    return {std::move(masks), std::move(nan_count)};
+  }
   const bool one_budget = keep.size() == 1;
-  const int64_t scratch_bytes = topk_scratch_bytes(dtype, one_budget ? total : largest, threads.threads);
+  const BlockShape block{p.first, p.second};
+  const int64_t unit = p.kind == Pattern::block ? p.first * p.second : 1;
+  auto scratch_for = [&](int64_t numel) {
+    return p.kind == Pattern::block ? block_scratch_bytes(dtype, numel, block, threads.threads)
+                                    : topk_scratch_bytes(dtype, numel, threads.threads);
+  };
+  int64_t scratch_bytes = one_budget ? scratch_for(total) : 0;  // not monotone: few blocks are stored
+  for (const TensorRef& t : refs) scratch_bytes = one_budget ? scratch_bytes : std::max(scratch_bytes, scratch_for(t.numel));
   Tensor scratch = torch::stable::new_empty(weights[0], {scratch_bytes + 64}, ScalarType::Byte);
   auto address = reinterpret_cast<uintptr_t>(scratch.mutable_data_ptr());
   void* aligned = reinterpret_cast<void*>((address + 63) / 64 * 64);
@@ -36,8 +93,14 @@ std::tuple<std::vector<Tensor>, Tensor> topk_mask(std::vector<Tensor> weights, s
     const int count = one_budget ? n : 1;
     int64_t numel = 0;
     for (int t = first; t < first + count; ++t) numel += refs[t].numel;
-    STD_TORCH_CHECK(keep[first] >= 0 && keep[first] <= numel, "topk_mask: keep must be in [0, ", numel, "], got ", keep[first]);
-    topk_mask_cpu({dtype, refs.data() + first, bits.data() + first, nan + first, count, keep[first]}, aligned, scratch_bytes, threads, false);
+    STD_TORCH_CHECK(keep[first] >= 0 && keep[first] <= numel && keep[first] % unit == 0, "topk_mask: keep must be in [0, ", numel,
+                    "] and a multiple of ", unit, ", got ", keep[first]);
+    if (p.kind == Pattern::block)
+      block_mask_cpu({dtype, refs.data() + first, bits.data() + first, nan + first, count}, block, keep[first] / unit, aligned,
+                     scratch_bytes, threads);
+    else
+      topk_mask_cpu({dtype, refs.data() + first, bits.data() + first, nan + first, count, keep[first]}, aligned, scratch_bytes, threads,
+                    false);
   }
   return {std::move(masks), std::move(nan_count)};
 }

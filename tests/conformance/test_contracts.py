@@ -35,6 +35,12 @@ def scalars():
 CALLS = {
     "topk_mask": lambda d: (OPS.topk_mask.default, (tensors(d), [20], "unstructured")),
     "topk_mask, a budget each": lambda d: (OPS.topk_mask.default, (tensors(d), [20, 3], "unstructured")),
+    "topk_mask, 2:4": lambda d: (OPS.topk_mask.default, ([torch.randn(3, 8).to(d)], [], "2:4")),
+    "topk_mask, 2:4-transposable": lambda d: (
+        OPS.topk_mask.default,
+        ([torch.randn(4, 8).to(d)], [], "2:4-transposable"),
+    ),
+    "topk_mask, blocks": lambda d: (OPS.topk_mask.default, ([torch.randn(8, 3).to(d)], [8], "block:4x1")),
     "pack_mask": lambda d: (OPS.pack_mask.default, (torch.rand(7, 5) < 0.5,)),
     "unpack_mask": lambda d: (OPS.unpack_mask.default, (bits()[0], [7, 5])),
     "apply_mask_": lambda d: (OPS.apply_mask_.default, (tensors(d), bits())),
@@ -103,6 +109,14 @@ def test_compiles_to_one_graph_with_the_same_bits(backend):
     want = flip_and_step(*theirs)
     assert all(torch.equal(a, b) for a, b in zip(masks, want, strict=True))
     assert all(torch.equal(a, b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True))
+
+
+@pytest.mark.parametrize(("pattern", "keep"), [("2:4", None), ("2:4-transposable", None), ("block:2x2", 16)])
+def test_a_pattern_compiles_to_one_graph_with_the_same_bits(pattern, keep):
+    weights = [torch.randn(8, 4), torch.randn(4, 8, 3, 3)]
+    torch._dynamo.reset()
+    masks = torch.compile(lambda w: topk_mask(w, keep, pattern), fullgraph=True, backend="aot_eager")(weights)
+    assert all(torch.equal(a, b) for a, b in zip(masks, topk_mask(weights, keep, pattern), strict=True))
 
 
 def test_masks_carry_no_gradient():

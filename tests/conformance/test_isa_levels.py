@@ -26,7 +26,8 @@ def test_conformance_at(level):
     if os.environ.get("ACDC_CPU_ISA"):
         pytest.skip("ACDC_CPU_ISA names one level: this is that level's own run")
     files = [
-        str(HERE / f"test_{name}.py") for name in ("topk_mask", "masked_sgd", "masked_adamw", "mask_bits", "roofline")
+        str(HERE / f"test_{name}.py")
+        for name in ("topk_mask", "topk_patterns", "masked_sgd", "masked_adamw", "mask_bits", "roofline")
     ]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     run = subprocess.run(
