@@ -6,7 +6,7 @@ import torch
 from acdc_kernels.benchmarks import cases, update
 
 CASES = (cases.Case(cases.SMALL, 0.9), *cases.UPDATE_QUICK)
-RUNS = [(case, name) for case in CASES for name in update.names(case)]
+RUNS = [(case, kind, name) for case in CASES for kind in update.HYPER for name in update.names(case, kind)]
 
 
 @pytest.fixture(params=(1, 2))
@@ -17,8 +17,10 @@ def threads(request):
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("case", "contender"), RUNS, ids=[f"{c.name}-{c.sparsity}-{name}" for c, name in RUNS])
-def test_update(benchmark, case, contender, threads):
-    calls = update.contenders(case, case.model.weights())
-    benchmark.group = f"update {case.name} {case.sparsity:.0%} {threads} threads"
+@pytest.mark.parametrize(
+    ("case", "optimizer", "contender"), RUNS, ids=[f"{c.name}-{c.sparsity}-{kind}-{name}" for c, kind, name in RUNS]
+)
+def test_update(benchmark, case, optimizer, contender, threads):
+    calls = update.contenders(case, case.model.weights(), optimizer)
+    benchmark.group = f"update {optimizer} {case.name} {case.sparsity:.0%} {threads} threads"
     benchmark.pedantic(calls[contender], rounds=7, warmup_rounds=1)

@@ -1,6 +1,6 @@
-"""`bench update`: a masked momentum step against torch's SGD, with and without mask multiply, and its own traffic.
+"""`bench update`: masked SGD and AdamW against torch's, with and without mask multiply, and against their own traffic.
 
-Everything is timed through `step()`, as a training loop calls it. Each optimizer owns its parameters and momentum;
+Everything is timed through `step()`, as a training loop calls it. Each optimizer owns its parameters and state;
 gradients are shared, for nobody writes to them.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from acdc_kernels import MaskedSGD, topk_mask, unpack_mask
+from acdc_kernels import MaskedAdamW, MaskedSGD, topk_mask, unpack_mask
 from acdc_kernels.ops.roofline.contract import roofline_update_op
 
 from . import cases
@@ -22,18 +22,35 @@ from .harness import Budget, Row, interleave, rows
 CASES, QUICK = cases.UPDATE, cases.UPDATE_QUICK
 ROOFLINE = "same traffic, no work"
 OURS_AGAIN = "ours, entered twice (noise)"
-HYPER = {"lr": 1e-4, "momentum": 0.9, "weight_decay": 1e-4}
+HYPER: dict[str, dict[str, float]] = {
+    "SGD": {"lr": 1e-4, "momentum": 0.9, "weight_decay": 1e-4},
+    "AdamW": {"lr": 1e-4, "weight_decay": 1e-2},
+}
+# What torch is timed as: its loop, and how masks are held by multiplying with them after the step.
+PEERS = {
+    "SGD": [(kind, masks) for kind in ("foreach", "fused") for masks in ("", "bool", "float")],
+    "AdamW": [("foreach", ""), ("fused", ""), ("fused", "bool")],
+}
+STREAMS = {"SGD": 5, "AdamW": 7}  # parameter and each state read and written, gradient read
 
 Contenders = dict[str, Callable[[], object]]
 
 
+def _ours(optimizer: str) -> Callable[..., torch.optim.Optimizer]:
+    return {"SGD": MaskedSGD, "AdamW": MaskedAdamW}[optimizer]
+
+
 def _optimizer(
-    kind: Callable[..., torch.optim.Optimizer], weights: Sequence[Tensor], grads: Sequence[Tensor], **options: bool
+    kind: Callable[..., torch.optim.Optimizer],
+    optimizer: str,
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    **options: bool,
 ) -> tuple[torch.optim.Optimizer, list[Parameter]]:
     params = [Parameter(w.clone()) for w in weights]
     for param, grad in zip(params, grads, strict=True):
         param.grad = grad
-    return kind(params, **HYPER, **options), params
+    return kind(params, **HYPER[optimizer], **options), params
 
 
 def _with_bool_masks(opt: torch.optim.Optimizer, params: list[Parameter], masks: list[Tensor]) -> Callable[[], object]:
@@ -55,38 +72,52 @@ def _with_float_masks(opt: torch.optim.Optimizer, params: list[Parameter], masks
     return step
 
 
-def names(case: Case) -> list[str]:
+def names(case: Case, optimizer: str = "SGD") -> list[str]:
     """The contenders of a case. Sparsity 0 is a dense phase: no masks anywhere."""
-    suffixes = ("", " + bool masks", " + float masks") if case.sparsity else ("",)
-    return ["ours", *(f"torch SGD {kind}{suffix}" for kind in ("foreach", "fused") for suffix in suffixes), ROOFLINE]
+    peers = [(kind, masks) for kind, masks in PEERS[optimizer] if case.sparsity or not masks]
+    return ["ours", *(f"torch {optimizer} {kind}{masks and f' + {masks} masks'}" for kind, masks in peers), ROOFLINE]
 
 
-def contenders(case: Case, weights: list[Tensor]) -> Contenders:
+def contenders(case: Case, weights: list[Tensor], optimizer: str = "SGD") -> Contenders:
     """Name -> call, in the order of `names`."""
     generator = torch.Generator().manual_seed(1)
     grads = [torch.empty_like(w).normal_(0.0, 1e-3, generator=generator) for w in weights]
     bits = topk_mask(weights, case.keep()) if case.sparsity else []
     bools = [unpack_mask(b, w.shape) for b, w in zip(bits, weights, strict=False)]
-    ours, params = _optimizer(MaskedSGD, weights, grads)
+    ours, params = _optimizer(_ours(optimizer), optimizer, weights, grads)
     ours.masks.update(dict(zip(params, bits, strict=False)))
     calls: list[Callable[[], object]] = [ours.step]
-    for kind in ("foreach", "fused"):
-        opt, params = _optimizer(torch.optim.SGD, weights, grads, **{kind: True})
-        calls.append(opt.step)
-        if bits:
-            calls.append(_with_bool_masks(opt, params, bools))
-            calls.append(_with_float_masks(opt, params, [mask.float() for mask in bools]))
-    moved, buffers = [w.clone() for w in weights], [torch.zeros_like(w) for w in weights]
-    calls.append(lambda: roofline_update_op(moved, grads, buffers, bits))
-    return dict(zip(names(case), calls, strict=True))
+    made: dict[str, tuple[torch.optim.Optimizer, list[Parameter]]] = {}
+    for kind, masks in PEERS[optimizer]:
+        if kind not in made:
+            made[kind] = _optimizer(getattr(torch.optim, optimizer), optimizer, weights, grads, **{kind: True})
+        if not masks:
+            calls.append(made[kind][0].step)
+        elif bits and masks == "bool":
+            calls.append(_with_bool_masks(*made[kind], bools))
+        elif bits:
+            calls.append(_with_float_masks(*made[kind], [mask.float() for mask in bools]))
+    calls.append(_traffic(weights, grads, bits, STREAMS[optimizer]))
+    return dict(zip(names(case, optimizer), calls, strict=True))
 
 
-def check(case: Case, weights: list[Tensor]) -> None:
+def _traffic(weights: list[Tensor], grads: list[Tensor], bits: list[Tensor], streams: int) -> Callable[[], object]:
+    """The momentum loop without its arithmetic; for more streams than its five, over tensors longer in proportion."""
+    moved = [w.clone() for w in weights]
+    if streams != 5:
+        sizes = [w.numel() * streams // 5 for w in weights]
+        moved, grads = ([torch.ones(n) for n in sizes] for _ in range(2))
+        bits = [torch.full(((n + 7) // 8,), 255 >> (-n % 8), dtype=torch.uint8) for n in sizes if bits]
+    buffers = [torch.zeros_like(m) for m in moved]
+    return lambda: roofline_update_op(moved, grads, buffers, bits)
+
+
+def check(case: Case, weights: list[Tensor], optimizer: str = "SGD") -> None:
     """A wrong answer has no speed: after two steps kept weights are torch's to rounding, masked ones +0.0."""
     generator = torch.Generator().manual_seed(2)
     grads = [torch.empty_like(w).normal_(0.0, 1e-3, generator=generator) for w in weights]
-    ours, mine = _optimizer(MaskedSGD, weights, grads)
-    theirs, peers = _optimizer(torch.optim.SGD, weights, grads, foreach=True)
+    ours, mine = _optimizer(_ours(optimizer), optimizer, weights, grads)
+    theirs, peers = _optimizer(getattr(torch.optim, optimizer), optimizer, weights, grads, foreach=True)
     bits = topk_mask(weights, case.keep()) if case.sparsity else []
     ours.masks.update(dict(zip(mine, bits, strict=False)))
     for _ in range(2):
@@ -97,28 +128,30 @@ def check(case: Case, weights: list[Tensor]) -> None:
             if bits:
                 want.mul_(unpack_mask(bits[i], want.shape)).add_(0.0)  # -0.0 + 0.0 is +0.0
             if not torch.allclose(got, want, rtol=1e-5, atol=1e-8) or torch.signbit(got[want == 0]).any():
-                raise RuntimeError(f"bench update: {case.name} parameter {i} differs from torch's SGD")
+                raise RuntimeError(f"bench update: {case.name} parameter {i} differs from torch's {optimizer}")
 
 
-def moved_bytes(case: Case) -> int:
-    """Three reads and two writes of float32, and one mask bit a weight."""
-    return case.model.numel * 20 + (case.model.numel // 8 if case.sparsity else 0)
+def moved_bytes(case: Case, optimizer: str) -> int:
+    """Reads and writes of float32, and one mask bit a weight."""
+    return case.model.numel * 4 * STREAMS[optimizer] + (case.model.numel // 8 if case.sparsity else 0)
 
 
 def measure(case: Case, threads: Sequence[int], budget: Budget, backend: str, with_memory: bool) -> Iterator[list[Row]]:
-    """The rows of one case, a list for each thread count; `torch.set_num_threads` is left changed."""
+    """The rows of one case, a list for each optimizer and thread count; `torch.set_num_threads` is left changed."""
     del with_memory  # the update allocates nothing
     weights = case.model.weights()
-    check(case, weights)
-    calls = contenders(case, weights)
-    calls[OURS_AGAIN] = calls["ours"]
-    for count in threads:
-        torch.set_num_threads(count)
-        facts = {
-            "op": "update", "case": case.name, "pattern": "unstructured", "sparsity": case.sparsity, "dtype": "float32",
-            "threads": count, "device": "cpu", "backend": backend, "weights": case.model.numel,
-        }  # fmt: skip
-        group = rows(interleave(calls, budget), roofline=ROOFLINE, facts=facts)
-        for row in group:
-            row["ours_gb_per_s"] = float(f"{moved_bytes(case) / row['ours_ms'] / 1e6:.4g}")
-        yield group
+    for optimizer in HYPER:
+        check(case, weights, optimizer)
+        calls = contenders(case, weights, optimizer)
+        calls[OURS_AGAIN] = calls["ours"]
+        for count in threads:
+            torch.set_num_threads(count)
+            facts = {
+                "op": "update", "case": case.name if optimizer == "SGD" else f"{case.name}/{optimizer.lower()}",
+                "pattern": "unstructured", "sparsity": case.sparsity, "dtype": "float32",
+                "threads": count, "device": "cpu", "backend": backend, "weights": case.model.numel,
+            }  # fmt: skip
+            group = rows(interleave(calls, budget), roofline=ROOFLINE, facts=facts)
+            for row in group:
+                row["ours_gb_per_s"] = float(f"{moved_bytes(case, optimizer) / row['ours_ms'] / 1e6:.4g}")
+            yield group

@@ -44,6 +44,12 @@ PEERS = {
         update.ROOFLINE, update.OURS_AGAIN,
     ],
     ("update", "tiny/global", 0.0): ["torch SGD foreach", "torch SGD fused", update.ROOFLINE, update.OURS_AGAIN],
+    ("update", "tiny/global/adamw", 0.9): [
+        "torch AdamW foreach", "torch AdamW fused", "torch AdamW fused + bool masks", update.ROOFLINE, update.OURS_AGAIN,
+    ],
+    ("update", "tiny/global/adamw", 0.0): [
+        "torch AdamW foreach", "torch AdamW fused", update.ROOFLINE, update.OURS_AGAIN,
+    ],
 }  # fmt: skip
 
 
@@ -151,15 +157,18 @@ def test_smallest_weights_kept_are_not_timed(monkeypatch):
         topk.check(TINY, TINY.model.weights())
 
 
-def test_an_update_that_differs_from_torch_is_not_timed(monkeypatch):
-    def slower(params, lr, **options):
-        return torch.optim.SGD(params, lr=2 * lr, **options)
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_an_update_that_differs_from_torch_is_not_timed(optimizer, monkeypatch):
+    torchs = getattr(torch.optim, optimizer)
 
-    monkeypatch.setattr(update, "MaskedSGD", slower)
+    def slower(params, lr, **options):
+        return torchs(params, lr=2 * lr, **options)
+
+    monkeypatch.setattr(update, f"Masked{optimizer}", slower)
     dense = cases.Case(cases.TINY, 0.0)
-    monkeypatch.setattr(torch.optim.SGD, "masks", {}, raising=False)
-    with pytest.raises(RuntimeError, match="differs from torch's SGD"):
-        update.check(dense, dense.model.weights())
+    monkeypatch.setattr(torchs, "masks", {}, raising=False)
+    with pytest.raises(RuntimeError, match=f"differs from torch's {optimizer}"):
+        update.check(dense, dense.model.weights(), optimizer)
 
 
 @pytest.mark.skipif(bool(memory.why_not()), reason=memory.why_not())
