@@ -133,13 +133,24 @@ def train(
     seed: Annotated[
         int | None, typer.Option(help="Decides initial weights, order and validation split (default: 0).")
     ] = None,
-    data: Annotated[DataName | None, typer.Option(help="Data set (default: the preset's).")] = None,
-    model: Annotated[str | None, typer.Option(help="Model (default: the preset's).", metavar="NAME")] = None,
+    data: Annotated[DataName | None, typer.Option(help="Data set (default: the preset's).", metavar="NAME")] = None,
+    data_args: Annotated[
+        str | None, typer.Option(help="Settings of the data set (default: the preset's).", metavar="JSON")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model, by name or package.module:callable (default: the preset's).", metavar="NAME"),
+    ] = None,
+    model_args: Annotated[
+        str | None, typer.Option(help="Keyword arguments of a model by import path.", metavar="JSON")
+    ] = None,
     data_dir: Annotated[
         Path | None,
-        typer.Option(help="Folder of the Fashion-MNIST files, flat or torchvision-style.", metavar="FOLDER"),
+        typer.Option(help="Folder of the data set (fashion-mnist, cifar10, cifar100, imagefolder).", metavar="FOLDER"),
     ] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch Fashion-MNIST (31 MB) if it is missing.")] = False,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch Fashion-MNIST (31 MB) or CIFAR (170 MB) if it is missing.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads (default: torch's).")] = None,
     out: Annotated[
         Path | None,
@@ -153,7 +164,9 @@ def train(
     options = Options(
         preset=_value(preset),
         dataset=_value(data),
+        data_args=data_args,
         model=model,
+        model_args=model_args,
         optimizer=_value(optimizer),
         pattern=pattern,
         precision=_value(precision),

@@ -17,7 +17,14 @@ from .tables import duration, markdown_table, mean_and_spread, mebibytes, percen
 
 FORMAT = 1
 # what configurations have that were reported before these settings came
-ADDED = {"optimizer": "sgd", "pattern": "unstructured", "precision": "fp32", "augment": False}
+ADDED = {
+    "optimizer": "sgd",
+    "pattern": "unstructured",
+    "precision": "fp32",
+    "augment": False,
+    "model_args": "{}",
+    "data_args": "{}",
+}
 DENSE_PRODUCTS = (
     "FLOPs are those that the zeros make unnecessary. This version still computes dense products with masked weights,\n"
     "so a compressed step takes about as long as a dense one: the saving is not yet one of time."
@@ -38,6 +45,7 @@ def build_report(trainer: Trainer, folder: RunFolder, command: str) -> dict[str,
         "config": trainer.config.to_dict(),
         "models": models,
         "flops": {
+            "rule": trainer.flops.rule,
             "dense_forward_per_sample": trainer.flops.dense_forward,
             "training": sum(row["flops"] for row in history) / len(history),
             "compressed_step": sum(compressed) / len(compressed) if compressed else None,
@@ -67,7 +75,7 @@ def _score(trainer: Trainer, folder: RunFolder, kind: Kind) -> dict[str, Any] | 
         raise UserError(
             f"{folder.path}: {kind}.safetensors is of epoch {facts['epoch']}, must be of epoch {best['epoch']}"
         )
-    model = build_model(trainer.config.model, trainer.data, trainer.config.seed)
+    model = build_model(trainer.config.model, trainer.data, trainer.config.seed, trainer.config.model_args)
     model.load_state_dict(state)
     precision = trainer.config.precision
     nonzeros = trainer.flops.nonzeros(model)

@@ -78,6 +78,43 @@ def test_impossible_settings(changes, message):
 
 def test_unknown_preset():
     with pytest.raises(
-        UserError, match="preset: must be one of demo, fashion-mnist-mlp, fashion-mnist, got 'imagenet'"
+        UserError,
+        match=r"preset: must be one of demo, fashion-mnist-mlp, fashion-mnist, python-text, .*, got 'imagenet'",
     ):
         make_config("imagenet", threads=1)
+
+
+def test_arguments_and_augmentation_go_with_the_presets_own_data_and_model():
+    own = make_config("python-text", threads=1)
+    assert (own.data_args, own.model_args, own.optimizer) == ('{"characters": 600000}', "{}", "adamw")
+    other = make_config("python-text", threads=1, dataset="digits", model="cnn")
+    assert (other.data_args, other.model_args) == ("{}", "{}")
+    assert make_config("python-text", threads=1, data_args='{"block": 8}').data_args == '{"block": 8}'
+    assert make_config("cifar10-resnet20", threads=1).augment
+    assert make_config("cifar10-resnet20", threads=1, model="wrn-16-4").augment
+    assert not make_config("cifar10-resnet20", threads=1, dataset="digits").augment
+
+
+def test_json_arguments_have_one_spelling():
+    one, same = (
+        make_config("demo", threads=1, model_args=text) for text in ('{"b": 1,"a": [2]}', '{ "a":[2], "b":1 }')
+    )
+    assert one == same
+    for name, option in (("model_args", "model-args"), ("data_args", "data-args")):
+        with pytest.raises(UserError, match=f"{option}: must be a JSON object, got 'x=1'"):
+            make_config("demo", threads=1, **{name: "x=1"})
+
+
+# settings of the paper's runs, as its code states them: epochs, batch, learning rate, momentum, weight decay, warm-up
+PAPER = {
+    "cifar10-resnet20": (200, 128, 0.1, 0.9, 5e-4, 1.0),
+    "cifar100-wrn-28-10": (200, 128, 0.08, 0.9, 5e-4, 1.0),
+    "mobilenet": (100, 256, 0.256, 0.875, 3.0517578125e-05, 5.0),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_settings_of_the_papers_runs(name):
+    p = PRESETS[name]
+    assert (p.epochs, p.batch_size, p.lr, p.momentum, p.weight_decay, p.lr_warmup) == PAPER[name]
+    assert p.augment
