@@ -95,6 +95,7 @@ def info() -> None:
         "acdc-kernels train --preset fashion-mnist --seed 1  a CNN on the 60,000 images",
         "acdc-kernels train --schedule dense                 the dense baseline of the demo",
         "acdc-kernels train --sparsity 0.95 --out runs/95    another sparsity, another folder",
+        "acdc-kernels train --optimizer adamw --lr 0.001     AdamW instead of SGD",
         "acdc-kernels train --resume --out runs/95           go on where Ctrl-C stopped it",
     ),
 )
@@ -137,6 +138,12 @@ def train(
     data_args: Annotated[
         str | None, typer.Option(help="Settings of the data set (default: the preset's).", metavar="JSON")
     ] = None,
+    augment: Annotated[
+        bool | None,
+        typer.Option(
+            "--augment/--no-augment", help="Random crops and flips of training images (default: the preset's)."
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(help="Model, by name or package.module:callable (default: the preset's).", metavar="NAME"),
@@ -165,6 +172,7 @@ def train(
         preset=_value(preset),
         dataset=_value(data),
         data_args=data_args,
+        augment=augment,
         model=model,
         model_args=model_args,
         optimizer=_value(optimizer),

@@ -23,7 +23,7 @@ from .tables import markdown_table, text_table
 
 Say = Callable[[str], None]
 CHANGEABLE = (
-    *("dataset", "data_args", "model", "model_args", "optimizer", "pattern", "precision", "scope"),
+    *("dataset", "data_args", "augment", "model", "model_args", "optimizer", "pattern", "precision", "scope"),
     *("epochs", "batch_size", "lr", "sparsity"),
 )
 
@@ -40,6 +40,7 @@ class Options:
     optimizer: str | None = None
     pattern: str | None = None
     precision: str | None = None
+    augment: bool | None = None
     schedule: str | None = None
     scope: str | None = None
     seed: int | None = None

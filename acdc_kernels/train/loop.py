@@ -162,7 +162,10 @@ class Trainer:
 
     def _count_update(self, phase: Phase) -> None:
         started = time.perf_counter()
-        self.sparsifier.step()
+        try:
+            self.sparsifier.step()
+        except ValueError as error:  # NaN where weights are to be compared
+            raise UserError(f"{error}; training diverged; try a lower --lr") from error
         if self.sparsifier.phase.index != phase.index:
             self.clock.add("flip", time.perf_counter() - started)
         self.lr_schedule.step()

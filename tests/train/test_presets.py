@@ -2,6 +2,8 @@
 
 import pytest
 
+from acdc_kernels.policy.patterns import Pattern
+from acdc_kernels.train import presets
 from acdc_kernels.train.errors import UserError
 from acdc_kernels.train.presets import PRESETS, SCHEDULES, make_config, phase_lengths
 
@@ -66,6 +68,10 @@ def test_every_preset_works_with_every_schedule(preset, schedule):
         ({"sparsity": 1.0}, r"sparsity: must be in \[0, 1\), got 1.0"),
         ({"sparsity": -0.1}, r"sparsity: must be in \[0, 1\), got -0.1"),
         ({"scope": "row"}, "scope: must be one of global, layer, got 'row'"),
+        ({"optimizer": "lion"}, "optimizer: must be one of sgd, adamw, got 'lion'"),
+        ({"optimizer": "adamw"}, "lr: must be given with optimizer 'adamw', as preset 'demo' has one for 'sgd' only"),
+        ({"precision": "fp8"}, "precision: must be one of fp32, bf16, got 'fp8'"),
+        ({"pattern": "zigzag"}, "pattern must be .*'unstructured'.*, got 'zigzag'"),
         ({"seed": -1}, r"seed: must be in \[0, 2\*\*31\), got -1"),
         ({"threads": 0}, "threads: must be at least 1, got 0"),
         ({"schedule": "cyclic"}, "schedule: must be one of acdc, dense, prune-once, prune-late, got 'cyclic'"),
@@ -118,3 +124,40 @@ def test_settings_of_the_papers_runs(name):
     p = PRESETS[name]
     assert (p.epochs, p.batch_size, p.lr, p.momentum, p.weight_decay, p.lr_warmup) == PAPER[name]
     assert p.augment
+
+
+@pytest.mark.parametrize(
+    ("changes", "folder"),
+    [
+        ({}, "demo-acdc-0.9-s0"),
+        ({"schedule": "dense", "seed": 3}, "demo-dense-s3"),
+        ({"model": "mlp-64", "sparsity": 0.95}, "demo-mlp-64-acdc-0.95-s0"),
+        ({"model": "my.models:tiny", "precision": "bf16"}, "demo-my.models-tiny-bf16-acdc-0.9-s0"),
+        ({"dataset": "fashion-mnist", "optimizer": "adamw", "lr": 1e-3}, "demo-fashion-mnist-adamw-acdc-0.9-s0"),
+    ],
+)
+def test_the_folder_tells_what_differs_from_the_preset(changes, folder):
+    assert make_config("demo", threads=1, **changes).default_folder == f"runs/{folder}"
+
+
+@pytest.fixture
+def half(monkeypatch):
+    """A pattern that fixes its own sparsity."""
+
+    class Half(Pattern):
+        def resolve_sparsity(self, sparsity):
+            if sparsity not in (None, 0.5):
+                raise ValueError(f"sparsity must be 0.5 or None for pattern 'half', got {sparsity}")
+            return 0.5
+
+    known = presets.parse_pattern
+    monkeypatch.setattr(presets, "parse_pattern", lambda text: Half(text, 0.5) if text == "half" else known(text))
+
+
+def test_a_pattern_brings_its_sparsity(half):
+    assert make_config("demo", threads=1, pattern="half").sparsity == 0.5
+    assert make_config("demo", threads=1, pattern="half", sparsity=0.5).sparsity == 0.5
+    dense = make_config("demo", threads=1, pattern="half", schedule="dense")
+    assert (dense.sparsity, dense.pattern) == (0.0, "unstructured")
+    with pytest.raises(UserError, match=r"sparsity must be 0\.5 or None for pattern 'half', got 0\.9"):
+        make_config("demo", threads=1, pattern="half", sparsity=0.9)
