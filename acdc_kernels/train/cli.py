@@ -95,6 +95,7 @@ def info() -> None:
         "acdc-kernels train --preset fashion-mnist --seed 1  a CNN on the 60,000 images",
         "acdc-kernels train --schedule dense                 the dense baseline of the demo",
         "acdc-kernels train --sparsity 0.95 --out runs/95    another sparsity, another folder",
+        "acdc-kernels train --optimizer adamw --lr 0.001     AdamW instead of SGD",
         "acdc-kernels train --resume --out runs/95           go on where Ctrl-C stopped it",
     ),
 )
@@ -133,13 +134,30 @@ def train(
     seed: Annotated[
         int | None, typer.Option(help="Decides initial weights, order and validation split (default: 0).")
     ] = None,
-    data: Annotated[DataName | None, typer.Option(help="Data set (default: the preset's).")] = None,
-    model: Annotated[str | None, typer.Option(help="Model (default: the preset's).", metavar="NAME")] = None,
+    data: Annotated[DataName | None, typer.Option(help="Data set (default: the preset's).", metavar="NAME")] = None,
+    data_args: Annotated[
+        str | None, typer.Option(help="Settings of the data set (default: the preset's).", metavar="JSON")
+    ] = None,
+    augment: Annotated[
+        bool | None,
+        typer.Option(
+            "--augment/--no-augment", help="Random crops and flips of training images (default: the preset's)."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model, by name or package.module:callable (default: the preset's).", metavar="NAME"),
+    ] = None,
+    model_args: Annotated[
+        str | None, typer.Option(help="Keyword arguments of a model by import path.", metavar="JSON")
+    ] = None,
     data_dir: Annotated[
         Path | None,
-        typer.Option(help="Folder of the Fashion-MNIST files, flat or torchvision-style.", metavar="FOLDER"),
+        typer.Option(help="Folder of the data set (fashion-mnist, cifar10, cifar100, imagefolder).", metavar="FOLDER"),
     ] = None,
-    download: Annotated[bool, typer.Option("--download", help="Fetch Fashion-MNIST (31 MB) if it is missing.")] = False,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch Fashion-MNIST (31 MB) or CIFAR (170 MB) if it is missing.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads (default: torch's).")] = None,
     out: Annotated[
         Path | None,
@@ -153,7 +171,10 @@ def train(
     options = Options(
         preset=_value(preset),
         dataset=_value(data),
+        data_args=data_args,
+        augment=augment,
         model=model,
+        model_args=model_args,
         optimizer=_value(optimizer),
         pattern=pattern,
         precision=_value(precision),

@@ -23,7 +23,7 @@ from .tables import markdown_table, text_table
 
 Say = Callable[[str], None]
 CHANGEABLE = (
-    *("dataset", "model", "optimizer", "pattern", "precision", "scope"),
+    *("dataset", "data_args", "augment", "model", "model_args", "optimizer", "pattern", "precision", "scope"),
     *("epochs", "batch_size", "lr", "sparsity"),
 )
 
@@ -34,10 +34,13 @@ class Options:
 
     preset: str | None = None
     dataset: str | None = None
+    data_args: str | None = None
     model: str | None = None
+    model_args: str | None = None
     optimizer: str | None = None
     pattern: str | None = None
     precision: str | None = None
+    augment: bool | None = None
     schedule: str | None = None
     scope: str | None = None
     seed: int | None = None
@@ -66,6 +69,8 @@ def run_training(options: Options, command: str, say: Say) -> RunFolder:
         seed=config.seed,
         folder=options.data_dir,
         download=options.download,
+        augment=config.augment,
+        data_args=config.data_args,
     )
     try:
         trainer = Trainer(config, dataset)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import fashion_mnist, text, vision
 from .errors import UserError
+from .json_args import json_object
 from .splits import Dataset, Split, TensorSplit, hold_out
 
 __all__ = ["DATASETS", "Dataset", "Split", "TensorSplit", "epoch_order", "load"]
@@ -97,12 +96,7 @@ def _digits() -> tuple[str, tuple[Tensor, Tensor, Tensor, Tensor]]:
 
 
 def _arguments(name: str, data_args: str) -> dict[str, int]:
-    try:
-        found: Any = json.loads(data_args)
-    except ValueError as error:
-        raise UserError(f"data-args: must be a JSON object, got {data_args!r} ({error})") from error
-    if not isinstance(found, dict):
-        raise UserError(f"data-args: must be a JSON object, got {data_args!r}")
+    found = json_object("data-args", data_args)
     known = ARGUMENTS.get(name, {})
     for key, value in found.items():
         if key not in known:

@@ -19,6 +19,7 @@ from .data import Dataset, Split, epoch_order
 from .errors import UserError
 from .flops import FlopRule
 from .models import build_model
+from .models.by_path import is_path
 from .optimizers import build_optimizer
 from .presets import RunConfig
 from .progress import Progress
@@ -44,8 +45,8 @@ class Trainer:
         if self.steps_per_epoch < 1:
             raise UserError(f"batch-size: must be at most {len(data.train)} training samples, got {config.batch_size}")
         torch.set_num_threads(config.threads)
-        self.model = build_model(config.model, data, config.seed)
-        self.flops = FlopRule.of(self.model, data.example)
+        self.model = build_model(config.model, data, config.seed, config.model_args)
+        self.flops = FlopRule.of(self.model, data.example, strict=not is_path(config.model))
         schedule = config.build_schedule(self.steps_per_epoch)
         self.phases = [schedule.at(epoch * self.steps_per_epoch) for epoch in range(config.epochs)]
         self.optimizer = build_optimizer(config, self.model)
@@ -161,7 +162,10 @@ class Trainer:
 
     def _count_update(self, phase: Phase) -> None:
         started = time.perf_counter()
-        self.sparsifier.step()
+        try:
+            self.sparsifier.step()
+        except ValueError as error:  # NaN where weights are to be compared
+            raise UserError(f"{error}; training diverged; try a lower --lr") from error
         if self.sparsifier.phase.index != phase.index:
             self.clock.add("flip", time.perf_counter() - started)
         self.lr_schedule.step()

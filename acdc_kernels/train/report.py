@@ -13,11 +13,18 @@ from .machine import machine, versions
 from .memory import memory_facts
 from .models import build_model
 from .run_folder import Kind, RunFolder
-from .tables import duration, markdown_table, mean_and_spread, mebibytes, percent, text_table
+from .tables import duration, markdown_table, mean_and_spread, percent, size, text_table
 
 FORMAT = 1
 # what configurations have that were reported before these settings came
-ADDED = {"optimizer": "sgd", "pattern": "unstructured", "precision": "fp32", "augment": False}
+ADDED = {
+    "optimizer": "sgd",
+    "pattern": "unstructured",
+    "precision": "fp32",
+    "augment": False,
+    "model_args": "{}",
+    "data_args": "{}",
+}
 DENSE_PRODUCTS = (
     "FLOPs are those that the zeros make unnecessary. This version still computes dense products with masked weights,\n"
     "so a compressed step takes about as long as a dense one: the saving is not yet one of time."
@@ -38,6 +45,7 @@ def build_report(trainer: Trainer, folder: RunFolder, command: str) -> dict[str,
         "config": trainer.config.to_dict(),
         "models": models,
         "flops": {
+            "rule": trainer.flops.rule,
             "dense_forward_per_sample": trainer.flops.dense_forward,
             "training": sum(row["flops"] for row in history) / len(history),
             "compressed_step": sum(compressed) / len(compressed) if compressed else None,
@@ -59,7 +67,7 @@ def build_report(trainer: Trainer, folder: RunFolder, command: str) -> dict[str,
 
 
 def _score(trainer: Trainer, folder: RunFolder, kind: Kind) -> dict[str, Any] | None:
-    best = trainer.best(kind)
+    config, best = trainer.config, trainer.best(kind)
     if best is None:
         return None
     state, facts = folder.load_model(kind)
@@ -67,14 +75,13 @@ def _score(trainer: Trainer, folder: RunFolder, kind: Kind) -> dict[str, Any] | 
         raise UserError(
             f"{folder.path}: {kind}.safetensors is of epoch {facts['epoch']}, must be of epoch {best['epoch']}"
         )
-    model = build_model(trainer.config.model, trainer.data, trainer.config.seed)
+    model = build_model(config.model, trainer.data, config.seed, config.model_args)
     model.load_state_dict(state)
-    precision = trainer.config.precision
     nonzeros = trainer.flops.nonzeros(model)
     return {
         "epoch": best["epoch"],
-        "val_accuracy": evaluate(model, trainer.data.validation, precision),
-        "test_accuracy": evaluate(model, trainer.data.test, precision),
+        "val_accuracy": evaluate(model, trainer.data.validation, config.precision),
+        "test_accuracy": evaluate(model, trainer.data.test, config.precision),
         "weights": trainer.flops.weights,
         "nonzeros": sum(nonzeros.values()),
         "sparsity": 1 - sum(nonzeros.values()) / trainer.flops.weights,
@@ -152,11 +159,9 @@ def summary(report: dict[str, Any]) -> str:
 
 def _memory(facts: dict[str, int]) -> str:
     parts = ("model", "optimizer", "mask")
-    held = ", ".join(f"{name} {mebibytes(facts[f'{name}_bytes'])}" for name in parts if facts[f"{name}_bytes"])
+    held = ", ".join(f"{name} {size(facts[f'{name}_bytes'])}" for name in parts if facts[f"{name}_bytes"])
     twin = facts["twin_on_disk_bytes"]
-    return f"peak {mebibytes(facts['peak_bytes'])}; {held}" + (
-        f"; dense twin on disk {mebibytes(twin)}" if twin else ""
-    )
+    return f"peak {size(facts['peak_bytes'])}; {held}" + (f"; dense twin on disk {size(twin)}" if twin else "")
 
 
 def group(reports: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

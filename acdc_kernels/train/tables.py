@@ -43,5 +43,9 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s"
 
 
-def mebibytes(count: int) -> str:
-    return f"{count / 2**20:,.1f} MiB"
+def size(count: int) -> str:
+    """Bytes as KiB, MiB or GiB."""
+    for unit, bytes_each in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= bytes_each:
+            return f"{count / bytes_each:,.1f} {unit}"
+    return f"{count / 2**10:,.1f} KiB"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import pickle
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -79,3 +81,41 @@ def lay(content: dict[str, bytes], folder: Path, zipped: bool = True) -> Path:
         path = folder / (f"{name}.gz" if zipped else name)
         path.write_bytes(gzip.compress(data) if zipped else data)
     return folder
+
+
+def pixels(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Random bytes."""
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+@pytest.fixture
+def torchvision() -> ModuleType:
+    """torchvision, where it can be imported."""
+    try:
+        import torchvision.datasets
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"torchvision cannot be imported: {error}")
+    return torchvision
+
+
+def cifar10_files(folder: Path, monkeypatch: pytest.MonkeyPatch, torchvision: ModuleType) -> dict:
+    """Files as CIFAR-10's, of 8 images each, whose digests torchvision takes for the real ones."""
+    make = torchvision.datasets.CIFAR10
+    base = folder / make.base_folder
+    base.mkdir()
+    contents = {}
+
+    def write(name, content):
+        (base / name).write_bytes(packed := pickle.dumps(content))
+        return [name, hashlib.md5(packed).hexdigest()]
+
+    for i, (name, _) in enumerate([*make.train_list, *make.test_list]):
+        contents[name] = pixels(8, 3072, seed=i)
+        contents[name, "md5"] = write(name, {"data": contents[name].numpy(), "labels": [k % 10 for k in range(8)]})
+    meta = {"label_names": [f"class {i}" for i in range(10)]}
+    monkeypatch.setattr(
+        make, "meta", {"filename": "batches.meta", "key": "label_names", "md5": write("batches.meta", meta)[1]}
+    )
+    for part in ("train_list", "test_list"):
+        monkeypatch.setattr(make, part, [contents[name, "md5"] for name, _ in getattr(make, part)])
+    return contents

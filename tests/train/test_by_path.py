@@ -167,11 +167,7 @@ def test_gpt2_of_transformers_with_random_weights():
     assert rule.rule.endswith("for products outside of its layers; other work of NewGELUActivation is left out")
 
 
-def test_resnet18_of_torchvision():
-    try:
-        import torchvision.models  # noqa: F401
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"torchvision cannot be imported: {error}")
+def test_resnet18_of_torchvision(torchvision):
     model = build_model("torchvision.models:resnet18", images(3, 32, 32), 0, '{"num_classes": 10}')
     assert sum(p.numel() for p in model.parameters()) == 11_689_512 - 990 * 513
     rule = FlopRule.of(model, torch.zeros(1, 3, 224, 224))

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from acdc_kernels import _native
 from acdc_kernels.train.cli import app
+from acdc_kernels.train.data import DATASETS
 from acdc_kernels.train.info import kernel_rows
 
 from .conftest import SHORT
@@ -19,6 +20,8 @@ HELP = {
     "train": [
         *("--preset", "--data", "--data-dir", "--download", "--out", "--epochs", "--batch-size", "--lr", "--seed"),
         *("--sparsity", "--scope", "--schedule", "--threads", "--resume", "Examples:"),
+        *("--optimizer", "--pattern", "--precision", "--model", "--model-args", "--data-args", "--no-augment"),
+        *DATASETS,
         *("demo ", "fashion-mnist-mlp", "prune-once", "prune-late"),
     ],
     "bench": ["topk|update", "--device", "--threads", "--quick", "--json", "Examples:"],
@@ -75,6 +78,11 @@ def test_train_from_the_command_line(tmp_path):
             ["train", "--preset", "fashion-mnist", "--data-dir", "/nowhere"],
             "error: fashion-mnist is not in /nowhere: get it",
         ),
+        (["train", "--optimizer", "adamw"], "error: lr: must be given with optimizer 'adamw', as preset 'demo' has"),
+        (["train", "--pattern", "zigzag"], "error: pattern must be 'unstructured'"),
+        (["train", "--model", "perceptron"], "error: model: must be one of mlp-WIDTH"),
+        (["train", "--model-args", "{}x"], "error: model-args: "),
+        (["train", "--augment"], "error: augment: only for "),
         (["report", "/nowhere"], "error: /nowhere: cannot be read"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -30,11 +31,11 @@ def parts(folder):
 
 
 def models(folder):
-    """The two models of a run, and its last checkpoint's model and momentum."""
+    """The two models of a run, and its last checkpoint's model and optimizer state."""
     run = RunFolder(folder)
     last = parts(folder)
-    momentum = {f"momentum {i}": state["momentum_buffer"] for i, state in last["optimizer"]["state"].items()}
-    tensors = {f"last {name}": tensor for name, tensor in last["model"].items()} | momentum
+    optimizer = {f"{key} {i}": value for i, state in last["optimizer"]["state"].items() for key, value in state.items()}
+    tensors = {f"last {name}": tensor for name, tensor in last["model"].items()} | optimizer
     for kind in ("sparse", "dense"):
         if (folder / f"{kind}.safetensors").exists():
             tensors |= {f"{kind} {name}": tensor for name, tensor in run.load_model(kind)[0].items()}
@@ -43,6 +44,21 @@ def models(folder):
 
 def same_bits(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def stop_at(monkeypatch, *stops):
+    """Ctrl-C in these steps, counted from 1 over all runs; the list grows by one a step."""
+    taken = []
+    show = Progress.step
+
+    def step_and_stop(self, *shown):
+        taken.append(shown)
+        if len(taken) in stops:
+            signal.raise_signal(signal.SIGINT)
+        show(self, *shown)
+
+    monkeypatch.setattr(Progress, "step", step_and_stop)
+    return taken
 
 
 def history(folder):
@@ -74,51 +90,49 @@ def test_two_runs_of_a_seed_are_equal_and_of_two_seeds_are_not(finished, tmp_pat
     ids=str,
 )
 def test_stopping_and_resuming_changes_no_bit(finished, tmp_path, monkeypatch, stops):
-    steps_taken = 0
-    show = Progress.step
-
-    def step_and_stop(self, *shown):
-        nonlocal steps_taken
-        steps_taken += 1
-        if steps_taken in stops:
-            signal.raise_signal(signal.SIGINT)
-        show(self, *shown)
-
-    monkeypatch.setattr(Progress, "step", step_and_stop)
+    taken = stop_at(monkeypatch, *stops)
     said = []
     for stop in stops:
         with pytest.raises(Interrupted) as stopped:
             run_training(Options(**SHORT, out=tmp_path, resume=stop != stops[0]), "a test", said.append)
-        assert (stopped.value.signal, steps_taken) == (signal.SIGINT, stop)
+        assert (stopped.value.signal, len(taken)) == (signal.SIGINT, stop)
         assert not (tmp_path / "report.json").exists()
         assert said[-1].endswith(f" train --resume --out {tmp_path}")
     run_training(Options(out=tmp_path, resume=True), "a test", quiet)
-    assert steps_taken == 5 * STEPS
+    assert len(taken) == 5 * STEPS
     assert same_bits(models(finished()), models(tmp_path))
     assert history(finished()) == history(tmp_path)
     assert (tmp_path / "history.csv").read_text().count("\n") == 6
 
 
-def test_ctrl_c_from_outside_then_resume(tmp_path):
-    long = SHORT | {"epochs": 60}  # far from done when the signal arrives, however late the reader is
+def test_signals_from_outside_then_resume(tmp_path):
+    """Asked to stop or killed at random moments, four times over: the run that comes out is the uninterrupted one."""
+    seed = random.SystemRandom().randrange(2**32)
+    chance = random.Random(seed)
+    long = SHORT | {"model": "mlp-64", "epochs": 60}  # far from done when a signal arrives, however late the reader is
     run_training(Options(**long, out=tmp_path / "whole"), "a test", quiet)
     out = tmp_path / "run"
     command = [sys.executable, "-m", "acdc_kernels", "train", "--out", str(out)]
     settings = [f"--{name.replace('_', '-')}={value}" for name, value in long.items()]
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen([*command, *settings], stdout=subprocess.PIPE, text=True, env=environment) as run:
-        for line in run.stdout:
-            if line.startswith("epoch  1/60"):
-                time.sleep(0.01)
-                run.send_signal(signal.SIGINT)
-                break
-        said = run.stdout.read()
-    assert run.returncode == 128 + signal.SIGINT
-    assert "go on with:\n" in said
-    assert f" train --resume --out {out}\n" in said
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "TMPDIR": str(tmp_path)}
+    for stop in (signal.SIGINT, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+        with subprocess.Popen([*command, *settings], stdout=subprocess.PIPE, text=True, env=environment) as run:
+            for line in run.stdout:
+                if line.startswith("epoch "):
+                    time.sleep(chance.uniform(0, 0.1))
+                    run.send_signal(stop)
+                    break
+            said = run.stdout.read()
+        assert run.returncode == (-stop if stop == signal.SIGKILL else 128 + stop), f"seed {seed}"
+        if stop != signal.SIGKILL:
+            assert "go on with:\n  " in said
+            assert f" train --resume --out {out}\n" in said
+        settings = ["--resume"]
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True)
     assert f"going on with {out} at step " in again.stdout
-    assert same_bits(models(tmp_path / "whole"), models(out))
+    assert same_bits(models(tmp_path / "whole"), models(out)), f"seed {seed}"
+    assert history(tmp_path / "whole") == history(out), f"seed {seed}"
+    assert [file.name for file in (out / "checkpoint").iterdir()] == ["last.pt"]
 
 
 def test_a_second_signal_acts_as_usual():

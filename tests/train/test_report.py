@@ -37,6 +37,12 @@ def test_the_report_of_an_acdc_run(finished):
     assert report["flops"]["compressed_step"] == pytest.approx((flops[1] + flops[4]) / 2)
     assert report["flops"]["inference"] == sparse["inference_flops"]
     assert report["data"]["samples"] == {"train": 1197, "validation": 240, "test": 360}
+    assert report["data"]["unit"] == "images"
+    weights, biases = 64 * 1024 + 1024 * 1024 + 1024 * 10, 1024 + 1024 + 10
+    held = {name: report["memory"][f"{name}_bytes"] for name in ("model", "optimizer", "mask", "twin_on_disk")}
+    size = 4 * (weights + biases)
+    assert held == {"model": size, "optimizer": size, "mask": weights // 8, "twin_on_disk": size}
+    assert report["memory"]["peak_bytes"] > 3 * size
     assert report["command"] == "a test"
     assert {"acdc-kernels", "torch", "python"} <= report["versions"].keys()
     assert report["machine"]["cores"] >= 1
@@ -61,7 +67,28 @@ def test_the_summary_shows_the_pair_and_says_that_time_is_not_saved_yet(finished
     assert re.search(
         r"^training time +[\d.]+ s in dense phases .* ms a step\), [\d.]+ s in compressed phases", text, re.M
     )
+    assert re.search(
+        r"^memory +peak [\d,.]+ [MG]iB; model 4.3 MiB, optimizer 4.3 MiB, mask 137.2 KiB; dense twin on disk 4.3 MiB$",
+        text,
+        re.M,
+    )
     assert "still computes dense products" in text
+
+
+def test_reports_of_before_these_settings_are_still_compared(finished):
+    """Those in benchmarks/results: no memory, no optimizer, pattern or precision."""
+    new, old = read_report(finished()), read_report(finished(seed=1))
+    del old["memory"]
+    for setting in ("optimizer", "pattern", "precision", "augment", "model_args", "data_args"):
+        del old["config"][setting]
+    assert "memory" not in summary(old)
+    assert [row[3] for row in comparison([new, old])[1]] == ["2", "2"]
+
+
+def test_another_pattern_has_its_name(finished):
+    report = read_report(finished())
+    report["config"] |= {"pattern": "2:4", "sparsity": 0.5}
+    assert [row[0] for row in comparison([report])[1]] == ["demo acdc 2:4 50%"] * 2
 
 
 @pytest.mark.parametrize("schedule", ["acdc", "dense"])

@@ -1,8 +1,6 @@
 """CIFAR and folders of images: augmentation that repeats, and reading through torchvision where it can be imported."""
 
-import hashlib
 import importlib
-import pickle
 
 import pytest
 import torch
@@ -10,11 +8,7 @@ import torch
 from acdc_kernels.train import augment, data, vision
 from acdc_kernels.train.errors import UserError
 
-GENERATOR = torch.Generator()
-
-
-def pixels(*shape, seed=0):
-    return torch.randint(0, 256, shape, generator=GENERATOR.manual_seed(seed), dtype=torch.uint8)
+from .conftest import cifar10_files, pixels
 
 
 def test_random_numbers_depend_on_seed_epoch_and_sample_alone():
@@ -122,38 +116,6 @@ def test_without_torchvision_it_says_what_to_install(monkeypatch, tmp_path, name
     monkeypatch.setattr(torch, "__version__", version)
     with pytest.raises(UserError, match=f"cifar10, cifar100 and imagefolder need the torchvision that was {message}"):
         data.load(name, validation=0.1, seed=0, folder=tmp_path)
-
-
-@pytest.fixture
-def torchvision():
-    try:
-        import torchvision.datasets
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"torchvision cannot be imported: {error}")
-    return torchvision
-
-
-def cifar10_files(folder, monkeypatch, torchvision):
-    """Files as CIFAR-10's, of 8 images each, whose digests torchvision takes for the real ones."""
-    make = torchvision.datasets.CIFAR10
-    base = folder / make.base_folder
-    base.mkdir()
-    contents = {}
-
-    def write(name, content):
-        (base / name).write_bytes(packed := pickle.dumps(content))
-        return [name, hashlib.md5(packed).hexdigest()]
-
-    for i, (name, _) in enumerate([*make.train_list, *make.test_list]):
-        contents[name] = pixels(8, 3072, seed=i)
-        contents[name, "md5"] = write(name, {"data": contents[name].numpy(), "labels": [k % 10 for k in range(8)]})
-    meta = {"label_names": [f"class {i}" for i in range(10)]}
-    monkeypatch.setattr(
-        make, "meta", {"filename": "batches.meta", "key": "label_names", "md5": write("batches.meta", meta)[1]}
-    )
-    for part in ("train_list", "test_list"):
-        monkeypatch.setattr(make, part, [contents[name, "md5"] for name, _ in getattr(make, part)])
-    return contents
 
 
 def test_cifar10_through_torchvision(torchvision, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..data import Dataset
 from ..errors import UserError
+from ..json_args import json_object
 from . import by_path, mobilenet, resnet, small, transformer, wide_resnet
 from .names import BadName
 
@@ -45,7 +46,7 @@ def build_model(name: str, dataset: Dataset, seed: int, model_args: str = "{}") 
     torch.manual_seed(seed)
     if by_path.is_path(name):
         return by_path.build(name, model_args, dataset)
-    if by_path.arguments(model_args):
+    if json_object("model-args", model_args):
         raise UserError(f"model-args: only for models by import path, got {model_args} for {name!r}")
     prefix, _, rest = name.partition("-")
     if prefix not in FAMILIES:

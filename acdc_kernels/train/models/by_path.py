@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -14,22 +13,12 @@ from torch import Tensor, nn
 
 from ..data import Dataset
 from ..errors import UserError
+from ..json_args import json_object
 
 
 def is_path(name: str) -> bool:
     """Whether a model's name is an import path."""
     return ":" in name
-
-
-def arguments(model_args: str) -> dict[str, Any]:
-    """The keyword arguments in `model_args`, a JSON object."""
-    try:
-        found = json.loads(model_args)
-    except ValueError as error:
-        raise UserError(f"model-args: must be a JSON object, got {model_args!r} ({error})") from error
-    if not isinstance(found, dict):
-        raise UserError(f"model-args: must be a JSON object, got {model_args!r}")
-    return found
 
 
 def build(path: str, model_args: str, dataset: Dataset) -> nn.Module:
@@ -39,7 +28,7 @@ def build(path: str, model_args: str, dataset: Dataset) -> nn.Module:
     do. A model may return its logits, or an object with ``.logits``. The current folder is searched for modules too,
     after all others.
     """
-    make, keywords = find(path), arguments(model_args)
+    make, keywords = find(path), json_object("model-args", model_args)
     config_class = getattr(make, "config_class", None)
     try:
         if config_class is not None and isinstance(keywords.get("config"), dict):
