@@ -27,7 +27,7 @@ class MaskedOptimizer(Optimizer):
     _masks: Masks
     _state_dtype: torch.dtype | None = None
 
-    def _native_step(self, group: dict[str, Any], params: list[Tensor]) -> None:
+    def _native_step(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         """Update ``params`` of one group by the op."""
         raise NotImplementedError
 
@@ -64,25 +64,27 @@ class MaskedOptimizer(Optimizer):
             return loss
         work = []
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            native = [
-                p
-                for p in params
-                if p.dtype in FLOAT_DTYPES and p.grad.layout == torch.strided and p.layout == torch.strided
-            ]
-            others = []
-            if len(native) != len(params):
-                taken = {id(p) for p in native}
-                others = [p for p in params if id(p) not in taken]
+            params, grads, others = [], [], []
+            for p in group["params"]:
+                grad = p.grad
+                if grad is None:
+                    continue
+                if p.dtype in FLOAT_DTYPES and grad.layout == torch.strided and p.layout == torch.strided:
+                    params.append(p)
+                    grads.append(grad)
+                else:
+                    others.append(p)
+            if others:
                 self._check_others(others)
-            work.append((group, native, others))
-        for group, native, others in work:
-            if native:
-                self._native_step(group, native)
+            work.append((group, params, grads, others))
+        for group, params, grads, others in work:
+            if params:
+                self._native_step(group, params, grads)
             if others and not (found_inf is not None and found_inf.item()):
                 scale = getattr(self, "grad_scale", None)
-                grads = [p.grad if scale is None else p.grad / scale.to(p.device) for p in others]
-                self._torch_step(group, others, grads)
+                self._torch_step(
+                    group, others, [p.grad if scale is None else p.grad / scale.to(p.device) for p in others]
+                )
                 self._masks.update({p: self._masks[p] for p in others if p in self._masks})
         return loss
 
@@ -90,12 +92,18 @@ class MaskedOptimizer(Optimizer):
         """Raise if one of ``params``, for which there is no kernel, can't be updated at all."""
 
     def _launch(
-        self, run: Callable[..., None], lr: float | Tensor, params: list[Tensor], states: list[list[Tensor]]
+        self,
+        run: Callable[..., None],
+        lr: float | Tensor,
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[list[Tensor]],
     ) -> None:
         """``run(written, params, grads, states, bits, (lr, lr_tensor, grad_scale, found_inf))`` for each device."""
         masks = self._masks._bits
-        grads, bits = local_grads(params), [masks.get(p) for p in params]
-        written = [*params, *(t for state in states for t in state)]
+        bits = [masks.get(p) for p in params]
+        written = params + [t for state in states for t in state]
+        grads = local_grads(params, grads)
         params, states = local_tensors(params), [local_tensors(state) for state in states]
         devices = {p.device for p in params}
         if len(devices) == 1:
@@ -116,10 +124,9 @@ class MaskedOptimizer(Optimizer):
         self, lr: float | Tensor, device: torch.device
     ) -> tuple[float, Tensor | None, Tensor | None, Tensor | None]:
         """(lr, lr_tensor, grad_scale, found_inf) as the ops take them. Nothing is read from a device."""
-        scale, found_inf = (
-            None if t is None else t.to(device, non_blocking=True)
-            for t in (getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
-        )
+        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        scale = None if scale is None else scale.to(device, non_blocking=True)
+        found_inf = None if found_inf is None else found_inf.to(device, non_blocking=True)
         if not isinstance(lr, Tensor):
             return float(lr), None, scale, found_inf
         return 0.0, lr.detach() if lr.is_cpu else lr.detach().to(device, non_blocking=True), scale, found_inf

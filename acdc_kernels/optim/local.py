@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-_PLAIN = (torch.nn.Parameter, Tensor)
+_PLAIN = frozenset((torch.nn.Parameter, Tensor))
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
@@ -22,13 +22,12 @@ def local_tensors(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [t if type(t) in _PLAIN else local_tensor(t) for t in tensors]
 
 
-def local_grads(params: Iterable[Tensor]) -> list[Tensor]:
+def local_grads(params: Iterable[Tensor], grads: Iterable[Tensor]) -> list[Tensor]:
     """The gradients, laid out over the ranks as their parameters are."""
-    return [p.grad if type(p.grad) in _PLAIN else _local_grad(p) for p in params]
+    return [g if type(g) in _PLAIN else _local_grad(p, g) for p, g in zip(params, grads, strict=True)]
 
 
-def _local_grad(param: Tensor) -> Tensor:
-    grad = param.grad
+def _local_grad(param: Tensor, grad: Tensor) -> Tensor:
     if hasattr(grad, "placements") and grad.placements != param.placements:
         grad = grad.redistribute(param.device_mesh, param.placements)
     return local_tensor(grad)

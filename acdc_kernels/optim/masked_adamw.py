@@ -96,7 +96,7 @@ class MaskedAdamW(MaskedOptimizer, torch.optim.AdamW):
             [s["step"] for s in states],
         ]
 
-    def _native_step(self, group: dict[str, Any], params: list[Tensor]) -> None:
+    def _native_step(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         beta1, beta2 = group["betas"]
 
         def run(
@@ -124,7 +124,7 @@ class MaskedAdamW(MaskedOptimizer, torch.optim.AdamW):
                 *scalars[1:],
             )
 
-        self._launch(run, group["lr"], params, self._states(group, params))
+        self._launch(run, group["lr"], params, grads, self._states(group, params))
 
     def _check_others(self, params: list[Tensor]) -> None:
         if any(p.grad.layout != torch.strided for p in params):

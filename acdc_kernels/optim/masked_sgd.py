@@ -75,25 +75,27 @@ class MaskedSGD(MaskedOptimizer, torch.optim.SGD):
         )
         self._start(state_dtype)
 
-    def _native_step(self, group: dict[str, Any], params: list[Tensor]) -> None:
+    def _native_step(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         if group["momentum"] == 0:
-            self._update(group, params, [], True)
+            self._update(group, params, grads, [], True)
             return
-        state = self.state
-        fresh = [p for p in params if state[p].get("momentum_buffer") is None]
+        buffers = [self.state[p].get("momentum_buffer") for p in params]
+        fresh = [i for i, buffer in enumerate(buffers) if buffer is None]
         if fresh:
             # A step that is skipped on the device leaves them as they are made here.
             make = torch.empty_like if getattr(self, "found_inf", None) is None else torch.zeros_like
-            buffers = [self._new_state(p, make) for p in fresh]
-            self._update(group, fresh, buffers, True)
-            for p, buffer in zip(fresh, buffers, strict=True):  # only now do they hold anything
-                state[p]["momentum_buffer"] = buffer
-            started = {id(p) for p in fresh}
-            params = [p for p in params if id(p) not in started]
+            made = [self._new_state(params[i], make) for i in fresh]
+            self._update(group, [params[i] for i in fresh], [grads[i] for i in fresh], made, True)
+            for i, buffer in zip(fresh, made, strict=True):  # only now do they hold anything
+                self.state[params[i]]["momentum_buffer"] = buffer
+            later = [i for i, buffer in enumerate(buffers) if buffer is not None]
+            params, grads, buffers = ([values[i] for i in later] for values in (params, grads, buffers))
         if params:
-            self._update(group, params, [state[p]["momentum_buffer"] for p in params], False)
+            self._update(group, params, grads, buffers, False)
 
-    def _update(self, group: dict[str, Any], params: list[Tensor], buffers: list[Tensor], first_step: bool) -> None:
+    def _update(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], first_step: bool
+    ) -> None:
         def run(
             written: list[Tensor],
             params: list[Tensor],
@@ -119,7 +121,7 @@ class MaskedSGD(MaskedOptimizer, torch.optim.SGD):
                 *scalars[1:],
             )
 
-        self._launch(run, group["lr"], params, [buffers])
+        self._launch(run, group["lr"], params, grads, [buffers])
 
     def _torch_step(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         buffers = [self.state[p].get("momentum_buffer") for p in params]
