@@ -121,6 +121,8 @@ class _replacing:
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         if failure is None:
+            with self.temporary.open("rb") as file:
+                os.fsync(file.fileno())
             os.replace(self.temporary, self.target)
         else:
             self.temporary.unlink(missing_ok=True)

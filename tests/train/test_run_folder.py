@@ -1,13 +1,19 @@
 """A folder holds one run: what is refused, and that refusing changes nothing."""
 
+import errno
 import json
+import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from acdc_kernels import save_checkpoint
+from acdc_kernels.checkpoint import archive
+from acdc_kernels.train.cli import app
 from acdc_kernels.train.command import Options, run_training
 from acdc_kernels.train.errors import UserError
 from acdc_kernels.train.run_folder import RunFolder
@@ -152,6 +158,43 @@ def test_a_broken_configuration(copy, text, message):
     with pytest.raises(UserError, match=rf"config.json: not the configuration of a run \(.*{message}"):
         run_training(Options(out=copy, resume=True), "a test", quiet)
     assert content(copy) == before
+
+
+def test_a_full_disk_stops_the_run_which_can_be_resumed(finished, tmp_path, monkeypatch):
+    saves, seal = [], archive._seal
+
+    def full_the_third_time(file):
+        saves.append(file)
+        if len(saves) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        seal(file)
+
+    monkeypatch.setattr(archive, "_seal", full_the_third_time)
+    out = tmp_path / "run"
+    stopped = CliRunner().invoke(
+        app, ["train", *(f"--{k.replace('_', '-')}={v}" for k, v in SHORT.items()), f"--out={out}"]
+    )
+    assert (stopped.exit_code, stopped.stderr.count("\n")) == (1, 1)
+    assert "No space left on device; what was there before is untouched" in stopped.stderr
+    assert str(out / "checkpoint" / "last.pt") in stopped.stderr
+    assert [file.name for file in (out / "checkpoint").iterdir()] == ["last.pt"]
+    run_training(Options(out=out, resume=True), "a test", quiet)
+    for name in ("sparse.safetensors", "dense.safetensors"):
+        assert (out / name).read_bytes() == (finished() / name).read_bytes()
+
+
+def test_models_are_written_with_shared_tensors_and_the_mode_of_the_umask(tmp_path):
+    weight = torch.arange(6.0).view(2, 3)
+    state = {"tied": weight, "same": weight, "turned": weight.T}
+    before = os.umask(0o027)
+    try:
+        RunFolder(tmp_path).save_model("sparse", state, {"epoch": 3})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "sparse.safetensors").stat().st_mode) == 0o640
+    read, facts = RunFolder(tmp_path).load_model("sparse")
+    assert facts == {"epoch": 3}
+    assert all(torch.equal(read[name], tensor) for name, tensor in state.items())
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
