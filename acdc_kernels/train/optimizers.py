@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.optim import Optimizer
 
-from ..optim import MaskedSGD
+from ..optim import MaskedAdamW, MaskedSGD
 from .models import parameter_groups
 from .presets import RunConfig
 
@@ -15,6 +15,4 @@ def build_optimizer(config: RunConfig, model: nn.Module) -> Optimizer:
     groups = parameter_groups(model, config.weight_decay)
     if config.optimizer == "sgd":
         return MaskedSGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True)
-    from ..optim import MaskedAdamW
-
     return MaskedAdamW(groups, lr=config.lr)

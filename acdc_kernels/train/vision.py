@@ -35,10 +35,10 @@ def torchvision(part: str) -> ModuleType:
         return importlib.import_module(f"torchvision.{part}")
     except (ImportError, RuntimeError) as error:  # RuntimeError: a build for another torch
         version, _, build = torch.__version__.partition("+")
-        index = f" --index-url https://download.pytorch.org/whl/{build}" if build else ""
+        built = f"; for this {build} build, from the index that torch came from" if build else ""
         raise UserError(
-            f"data: cifar10, cifar100 and imagefolder need the torchvision that was built for torch {version}"
-            f"{f' ({build})' if build else ''}: pip install torchvision{index} (importing it said: {error})"
+            f"data: cifar10, cifar100 and imagefolder need the torchvision that was built for torch {version}: "
+            f"pip install torchvision{built} (importing it said: {error})"
         ) from error
 
 

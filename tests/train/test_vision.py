@@ -101,7 +101,7 @@ def test_random_crops_fit_and_repeat():
         (
             RuntimeError("operator torchvision::nms does not exist"),
             "2.13.0+cpu",
-            "built for torch 2.13.0 .cpu.: pip install torchvision --index-url https://download.pytorch.org/whl/cpu .importing it said: operator torchvision::nms does not exist",
+            "built for torch 2.13.0: pip install torchvision; for this cpu build, from the index that torch came from .importing it said: operator torchvision::nms does not exist",
         ),
         (ModuleNotFoundError("No module named 'torchvision'"), "2.11.0", "built for torch 2.11.0: pip install torchvision .importing"),
     ],
