@@ -16,12 +16,13 @@ MANY = [pattern for pattern, each in cases.PATTERNS.items() if "many" in each]
 
 
 def budgets(weights, pattern):
-    """None where the pattern decides; else each budget of the cases in whole blocks, and one a weight."""
+    """None where the pattern decides; else whole blocks: none, one, half, all, a third of each weight, a tenth."""
     unit = parse_pattern(pattern).unit
     if parse_pattern(pattern).fixed:
         return [None]
     blocks = sum(w.numel() for w in weights) // unit
-    return [k * unit for k in cases.budgets(blocks)] + [[w.numel() // unit // 3 * unit for w in weights]]
+    each = [w.numel() // unit // 3 * unit for w in weights]
+    return [0, min(1, blocks) * unit, blocks // 2 * unit, blocks * unit, each, blocks // 10 * unit]
 
 
 def check(weights, keep, pattern):
@@ -52,15 +53,15 @@ def test_values_and_shapes(pattern, values, dtype):
 def test_many_groups(pattern, dtype, threads):
     for values in ("ties", "non_finite"):
         weights = cases.pattern_weights(pattern, "many", values, dtype)
-        for keep in budgets(weights, pattern)[-3:]:
+        for keep in budgets(weights, pattern)[-2:]:
             check(weights, keep, pattern)
 
 
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("pattern", cases.PATTERNS)
-def test_layouts(pattern, dtype, layout, threads):
-    for shapes, values in itertools.product(("linear", "convolutions"), ("normal", "ties", "non_finite")):
+def test_layouts(pattern, dtype, layout):
+    for shapes, values in itertools.product(("linear", "convolutions"), ("ties", "non_finite")):
         shaped = cases.pattern_weights(pattern, shapes, values, dtype)
         # A transposed weight must still have the pattern's shape: transpose its memory, not the weight.
         weights = [
