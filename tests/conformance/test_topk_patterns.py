@@ -176,17 +176,16 @@ def test_same_bits_for_every_thread_count(pattern):
     assert all(s == seen[0] for s in seen)
 
 
-@pytest.mark.parametrize("kept", [0.02, 0.1, 0.7])
-@pytest.mark.parametrize("values", ["normal", "ties", "constant", "non_finite"])
+@pytest.mark.parametrize("values", ["normal", "constant", "non_finite"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("pattern", ["block:4x1", "block:1x2", "block:2x4"])
-def test_so_many_blocks_that_scores_are_computed_on_the_fly(pattern, dtype, values, kept, threads):
+def test_so_many_blocks_that_scores_are_computed_on_the_fly(pattern, dtype, values, threads):
     g = torch.Generator().manual_seed(1)
     weights = [
         cases.VALUES[values](shape, g).to(dtype) for shape in ((640, 600), (4, 8), (128, 128, 3, 3), (300, 1200))
     ]
     unit = parse_pattern(pattern).unit
-    check(weights, int(kept * sum(w.numel() for w in weights)) // unit * unit, pattern)
+    check(weights, sum(w.numel() for w in weights) // 10 // unit * unit, pattern)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
