@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from acdc_kernels.policy.patterns import parse_pattern
+
 Shape = tuple[int, ...]
 
 
@@ -70,17 +72,20 @@ class Case:
     model: Model
     sparsity: float
     scope: str = "global"
+    pattern: str = "unstructured"
 
     @property
     def name(self) -> str:
         return f"{self.model.name}/{self.scope}"
 
-    def keep(self) -> int | list[int]:
-        """Weights that stay: n - round(sparsity * n), of all weights or of each layer."""
+    def keep(self) -> int | list[int] | None:
+        """Weights that stay: n - round(sparsity * n), of all weights or of each layer; None if the pattern decides."""
+        pattern = parse_pattern(self.pattern)
+        if pattern.fixed:
+            return None
         if self.scope == "global":
-            return self.model.numel - round(self.sparsity * self.model.numel)
-        sizes = [math.prod(shape) for shape in self.model.shapes]
-        return [size - round(self.sparsity * size) for size in sizes]
+            return pattern.kept(self.model.numel, self.sparsity)
+        return [pattern.kept(math.prod(shape), self.sparsity) for shape in self.model.shapes]
 
 
 TOPK = (

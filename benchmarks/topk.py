@@ -9,12 +9,25 @@ from torch import Tensor
 
 from acdc_kernels import topk_mask, unpack_mask
 from acdc_kernels.ops.roofline.contract import roofline_read_op
+from acdc_kernels.ops.topk_mask import reference
+from acdc_kernels.policy.patterns import parse_pattern
 
-from . import cases, memory
-from .cases import Case
+from . import cases, memory, topk_peers
+from .cases import Case, Model
 from .harness import Budget, Row, interleave, rows
 
-CASES, QUICK = cases.TOPK, cases.TOPK_QUICK
+PATTERNS = ("2:4", "1:4", "2:4-transposable", "block:4x1", "block:32x32")
+
+
+def pattern_case(model: Model, pattern: str) -> Case:
+    """The layers of a model that the pattern covers, at the pattern's own sparsity."""
+    parsed = parse_pattern(pattern)
+    covered = Model(model.name, tuple(shape for shape in model.shapes if parsed.covers(shape) is None))
+    return Case(covered, parsed.default_sparsity, pattern=pattern)
+
+
+CASES = (*cases.TOPK, *(pattern_case(cases.RESNET50, pattern) for pattern in PATTERNS))
+QUICK = cases.TOPK_QUICK
 ROOFLINE = "read every weight once"
 OURS_AGAIN = "ours, entered twice (noise)"
 
@@ -60,7 +73,9 @@ PEERS: dict[str, Callable[[Sequence[Tensor], int], object]] = {
 def contenders(case: Case, weights: list[Tensor]) -> Contenders:
     """Name -> call. With a budget for each layer, a peer is called layer by layer."""
     keep = case.keep()
-    calls: Contenders = {"ours": lambda: topk_mask(weights, keep)}
+    calls: Contenders = {"ours": lambda: topk_mask(weights, keep, case.pattern)}
+    if case.pattern != "unstructured":
+        return calls | topk_peers.peers(case.pattern, weights, keep)
     for name, peer in PEERS.items():
         if isinstance(keep, int):
             calls[name] = lambda peer=peer, keep=keep: peer(weights, keep)
@@ -70,8 +85,16 @@ def contenders(case: Case, weights: list[Tensor]) -> Contenders:
 
 
 def check(case: Case, weights: list[Tensor]) -> None:
-    """A wrong answer has no speed: exactly `keep` weights stay, and none of them is smaller than one that goes."""
+    """A wrong answer has no speed: exactly `keep` weights stay, and none of them is smaller than one that goes.
+
+    With another pattern than unstructured the masks must be those of the op's reference.
+    """
     keep = case.keep()
+    if case.pattern != "unstructured":
+        want, _ = reference.topk_mask(weights, [] if keep is None else [keep], case.pattern)
+        if not all(map(torch.equal, topk_mask(weights, keep, case.pattern), want)):
+            raise RuntimeError(f"bench topk: {case.name} must have the reference's {case.pattern} masks, got others")
+        return
     kept = [unpack_mask(bits, w.shape) for bits, w in zip(topk_mask(weights, keep), weights, strict=True)]
     counts = [int(mask.sum()) for mask in kept]
     if (sum(counts) if isinstance(keep, int) else counts) != keep:
@@ -97,7 +120,7 @@ def measure(case: Case, threads: Sequence[int], budget: Budget, backend: str, wi
     for count in threads:
         torch.set_num_threads(count)
         facts = {
-            "op": "topk", "case": case.name, "pattern": "unstructured", "sparsity": case.sparsity, "dtype": "float32",
+            "op": "topk", "case": case.name, "pattern": case.pattern, "sparsity": case.sparsity, "dtype": "float32",
             "threads": count, "device": "cpu", "backend": backend, "weights": case.model.numel,
         }  # fmt: skip
         group = rows(interleave(calls, budget), roofline=ROOFLINE, facts=facts)

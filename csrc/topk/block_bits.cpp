@@ -64,6 +64,10 @@ void spread_block_bits(const Axes& axes, BlockShape block, uint8_t* bits) {
     const int64_t from = o / block.rows * band;
     const uint8_t* const end = bits + o * row / 8;
     if (o == axes.outputs - 1) bits[((o + 1) * row - 1) / 8] = 0;
+    if (block.columns == 1 && row % 8 == 0) {
+      std::memcpy(bits + o * row / 8, bits + from / 8, static_cast<size_t>(row / 8));
+      continue;
+    }
     Writer out(bits, o * row);
     if (block.columns == 1) {
       for (int64_t i = 0; i < row; i += 32) {

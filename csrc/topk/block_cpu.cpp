@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cstring>
 
 #include "topk/block_bits.h"
 #include "topk/pattern_pieces.h"
@@ -19,7 +18,7 @@ class BlockScores {
 
   BlockScores(const PatternProblem& problem, BlockShape block)
       : problem_(problem), block_(block), size_(block.rows * block.columns),
-        add_row_(pattern_kernels().add_row[static_cast<int>(problem.dtype)]) {}
+        add_rows_(pattern_kernels().add_rows[static_cast<int>(problem.dtype)]) {}
 
   int tensors() const { return problem_.tensors; }
   int64_t numel(int t) const { return problem_.weights[t].numel / size_; }
@@ -39,10 +38,8 @@ class BlockScores {
     const Axes axes(problem_.weights[t]);
     const int64_t band = axes.inputs / block_.columns * axes.kernel;
     while (count > 0) {
-      double scores[kScores];
       const int64_t n = std::min({count, kScores, band - begin % band});
-      score(problem_.weights[t], axes, begin / band, begin % band, n, scores);
-      std::memcpy(out, scores, static_cast<size_t>(n) * sizeof(double));
+      score(problem_.weights[t], axes, begin / band, begin % band, n, reinterpret_cast<double*>(out));
       begin += n;
       out += n;
       count -= n;
@@ -62,14 +59,11 @@ class BlockScores {
   // `n` blocks of one band of `rows` rows, from its block `first` on.
   void score(const TensorRef& w, const Axes& axes, int64_t band, int64_t first, int64_t n, double* out) const {
     std::fill_n(out, n, 0.0);
-    const int64_t row = axes.inputs * axes.kernel;
-    for (int64_t r = 0; r < block_.rows; ++r) {
-      const int64_t begin = (band * block_.rows + r) * row;
-      if (w.contiguous)
-        add_row_(out, static_cast<const U*>(w.data) + begin, first, n, block_.columns, axes.kernel);
-      else
-        add_strided(w, axes, begin, first, n, out);
-    }
+    const int64_t row = axes.inputs * axes.kernel, begin = band * block_.rows * row;
+    if (w.contiguous)
+      add_rows_(out, static_cast<const U*>(w.data) + begin, block_.rows, row, first, n, block_.columns, axes.kernel);
+    else
+      for (int64_t r = 0; r < block_.rows; ++r) add_strided(w, axes, begin + r * row, first, n, out);
     const double size = static_cast<double>(size_);
     if ((size_ & (size_ - 1)) == 0)  // dividing by a power of two and multiplying by its inverse round alike
       for (int64_t i = 0; i < n; ++i) out[i] *= 1 / size;
@@ -77,7 +71,7 @@ class BlockScores {
       for (int64_t i = 0; i < n; ++i) out[i] /= size;
   }
 
-  // add_row of a strided weight, in stretches of whole block columns, or of one column's kernel positions, gathered on the stack.
+  // One row of a strided weight, in stretches of whole block columns, or of one column's kernel positions, gathered on the stack.
   void add_strided(const TensorRef& w, const Axes& axes, int64_t begin, int64_t first, int64_t n, double* out) const {
     U gathered[kMaxRun];
     const int64_t kernel = axes.kernel, columns = block_.columns, across = columns * kernel;
@@ -88,12 +82,12 @@ class BlockScores {
         now = std::min(n, kMaxRun / across * kernel - place);
         const int64_t stretch = (place + now + kernel - 1) / kernel * across;
         gather(w, begin + column * across, stretch, gathered);
-        add_row_(out, gathered, place, now, columns, kernel);
+        add_rows_(out, gathered, 1, 0, place, now, columns, kernel);
       } else {
         now = std::min({n, kernel - place, kMaxRun});
         for (int64_t c = 0; c < columns; ++c) {
           gather(w, begin + column * across + c * kernel + place, now, gathered);
-          add_row_(out, gathered, 0, now, 1, now);
+          add_rows_(out, gathered, 1, 0, 0, now, 1, now);
         }
       }
       first += now;
@@ -105,7 +99,7 @@ class BlockScores {
   const PatternProblem& problem_;
   BlockShape block_;
   int64_t size_;
-  void (*add_row_)(double*, const void*, int64_t, int64_t, int64_t, int64_t);
+  void (*add_rows_)(double*, const void*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t);
 };
 
 // Bytes of all scores where they may be stored, else 0.

@@ -19,19 +19,23 @@ struct GroupLoops {
 
 constexpr int64_t kMaxRun = 4096;
 constexpr int kTileMasks = 90;
+constexpr int64_t kTiles = 128;           // at most so many tiles at a time
+constexpr int64_t kTileRow = 4 * kTiles;  // from one row of the tiles to the next
 
 struct PatternKernels {
   GroupLoops<uint16_t> u16;
   GroupLoops<uint32_t> u32;
   GroupLoops<uint64_t> u64;
-  // |p[i]| as double, every NaN as one positive quiet NaN; returns how many NaNs there are. By DType.
-  int64_t (*magnitudes[4])(const void* p, int64_t n, double* out);
-  // sum[i] += |row[c * kernel + place(i)]| for c = 0, 1, .. columns - 1 in this order, i in [0, count): place(i) runs through the kernel
-  // positions of one block after another, from `first`: place(i) = (first + i) / kernel * columns * kernel + (first + i) % kernel.
-  void (*add_row[4])(double* sum, const void* row, int64_t first, int64_t count, int64_t columns, int64_t kernel);
-  // The best mask of each tile: x[(4 * r + c) * stride + t] is the magnitude at row r and column c of tile t, readable up to a multiple
-  // of 8 tiles; bit 4 * r + c of masks[t].
-  void (*best_tiles)(const double* x, int64_t stride, int64_t tiles, uint16_t* masks);
+  // |p[i]| as double. By DType.
+  void (*magnitudes[4])(const void* p, int64_t n, double* out);
+  // For each of `rows` rows, `stride` apart, and each c = 0, 1, .. columns - 1 in this order:
+  //   sum[i] += |row[c * kernel + place(i)]| for i in [0, count), place(i) = (first + i) / kernel * columns * kernel + (first + i) % kernel,
+  // which runs through the kernel positions of one block after another. By DType.
+  void (*add_rows[4])(double* sum, const void* data, int64_t rows, int64_t stride, int64_t first, int64_t count, int64_t columns,
+                      int64_t kernel);
+  // The best mask of each tile, bit 4 * r + c for row r and column c, whose magnitude is x[r * kTileRow + c * apart + t * step] in tile
+  // t; readable up to a multiple of 8 tiles. Whether one of those read is NaN.
+  bool (*best_tiles)(const double* x, int64_t apart, int64_t step, int64_t tiles, uint16_t* masks);
 };
 
 template <class U> const GroupLoops<U>& group_loops(const PatternKernels& k);

@@ -16,12 +16,13 @@ MANY = [pattern for pattern, each in cases.PATTERNS.items() if "many" in each]
 
 
 def budgets(weights, pattern):
-    """None where the pattern decides; else each budget of the cases in whole blocks, and one a weight."""
+    """None where the pattern decides; else whole blocks: none, one, half, all, a third of each weight, a tenth."""
     unit = parse_pattern(pattern).unit
     if parse_pattern(pattern).fixed:
         return [None]
     blocks = sum(w.numel() for w in weights) // unit
-    return [k * unit for k in cases.budgets(blocks)] + [[w.numel() // unit // 3 * unit for w in weights]]
+    each = [w.numel() // unit // 3 * unit for w in weights]
+    return [0, min(1, blocks) * unit, blocks // 2 * unit, blocks * unit, each, blocks // 10 * unit]
 
 
 def check(weights, keep, pattern):
@@ -52,15 +53,15 @@ def test_values_and_shapes(pattern, values, dtype):
 def test_many_groups(pattern, dtype, threads):
     for values in ("ties", "non_finite"):
         weights = cases.pattern_weights(pattern, "many", values, dtype)
-        for keep in budgets(weights, pattern)[-3:]:
+        for keep in budgets(weights, pattern)[-2:]:
             check(weights, keep, pattern)
 
 
 @pytest.mark.parametrize("layout", cases.LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
 @pytest.mark.parametrize("pattern", cases.PATTERNS)
-def test_layouts(pattern, dtype, layout, threads):
-    for shapes, values in itertools.product(("linear", "convolutions"), ("normal", "ties", "non_finite")):
+def test_layouts(pattern, dtype, layout):
+    for shapes, values in itertools.product(("linear", "convolutions"), ("ties", "non_finite")):
         shaped = cases.pattern_weights(pattern, shapes, values, dtype)
         # A transposed weight must still have the pattern's shape: transpose its memory, not the weight.
         weights = [
@@ -175,17 +176,16 @@ def test_same_bits_for_every_thread_count(pattern):
     assert all(s == seen[0] for s in seen)
 
 
-@pytest.mark.parametrize("kept", [0.02, 0.1, 0.7])
-@pytest.mark.parametrize("values", ["normal", "ties", "constant", "non_finite"])
+@pytest.mark.parametrize("values", ["normal", "constant", "non_finite"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("pattern", ["block:4x1", "block:1x2", "block:2x4"])
-def test_so_many_blocks_that_scores_are_computed_on_the_fly(pattern, dtype, values, kept, threads):
+def test_so_many_blocks_that_scores_are_computed_on_the_fly(pattern, dtype, values, threads):
     g = torch.Generator().manual_seed(1)
     weights = [
         cases.VALUES[values](shape, g).to(dtype) for shape in ((640, 600), (4, 8), (128, 128, 3, 3), (300, 1200))
     ]
     unit = parse_pattern(pattern).unit
-    check(weights, int(kept * sum(w.numel() for w in weights)) // unit * unit, pattern)
+    check(weights, sum(w.numel() for w in weights) // 10 // unit * unit, pattern)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
