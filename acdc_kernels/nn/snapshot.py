@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -16,6 +17,8 @@ from ..ops.distributed import local_part
 
 __all__ = ["Snapshot", "named_tensors"]
 
+_PREFIX, _IN_USE = "acdc-kernels-", "in-use"
+
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer by name, detached, not copied: shared ones once, non-persistent buffers too.
@@ -29,8 +32,9 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 class Snapshot:
     """Holds the latest set of named tensors it was given.
 
-    where: ``"disk"``, a temporary file that goes when the snapshot does; ``"memory"``; or the path of a file, which
-    stays. A file is replaced in one step, so that a failed or interrupted ``save`` leaves the previous one whole.
+    where: ``"disk"``, a temporary file that goes when the snapshot does (one that a killed process has left, when the
+    next is made); ``"memory"``; or the path of a file, which stays. A file is replaced in one step, so that a failed or
+    interrupted ``save`` leaves the previous one whole.
 
     Raises ValueError if the path is a folder's, or in a folder that doesn't exist.
     """
@@ -40,8 +44,8 @@ class Snapshot:
         self._path: Path | None = None
         self._delete: weakref.finalize | None = None
         if where == "disk":
-            folder = tempfile.mkdtemp(prefix="acdc-kernels-")
-            self._delete = weakref.finalize(self, _delete_folder, folder, os.getpid())
+            folder, lock = _temporary_folder()
+            self._delete = weakref.finalize(self, _delete_folder, folder, lock, os.getpid())
             self._path = Path(folder, "dense.pt")
         elif where != "memory":
             self._path = Path(where)
@@ -76,7 +80,36 @@ class Snapshot:
             self._delete()
 
 
-def _delete_folder(folder: str, owner: int) -> None:
+def _temporary_folder() -> tuple[str, int]:
+    """A new folder, and the descriptor whose lock says that it is in use; deletes those that nobody uses any more."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_IN_USE}"):
+        if (lock := _take(left)) is not None:
+            shutil.rmtree(left.parent, ignore_errors=True)
+            os.close(lock)
+    while True:
+        folder = tempfile.mkdtemp(prefix=_PREFIX)
+        lock = _take(Path(folder, _IN_USE), os.O_CREAT)
+        if lock is not None and os.fstat(lock).st_nlink:
+            return folder, lock
+        # another process took it for one that was left
+
+
+def _take(path: Path, flags: int = 0) -> int | None:
+    """A descriptor that holds the file's lock, for as long as it is open; None if another one does."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+    except OSError:  # gone already, or another user's
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _delete_folder(folder: str, lock: int, owner: int) -> None:
     # A forked child runs its copy of the finalizer when it exits; the folder is still its parent's.
     if os.getpid() == owner:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -58,7 +60,7 @@ def test_an_older_load_survives_a_newer_save(temporary):
 def test_temporary_file_goes(how, temporary):
     snapshot = Snapshot("disk")
     snapshot.save({"a": torch.ones(3)})
-    assert files(temporary) == ["dense.pt"]
+    assert files(temporary) == ["dense.pt", "in-use"]
     if how == "discarded":
         snapshot.discard()
     else:
@@ -75,7 +77,7 @@ def test_a_forked_child_leaves_the_file(temporary):
         del snapshot
         os._exit(0)
     os.waitpid(child, 0)
-    assert files(temporary) == ["dense.pt"]
+    assert files(temporary) == ["dense.pt", "in-use"]
 
 
 def test_a_file_of_ones_own_stays(tmp_path):
@@ -119,3 +121,24 @@ def test_named_tensors():
     ]
     assert tensors["0.weight"].data_ptr() == model[0].weight.data_ptr()
     assert not any(tensor.requires_grad for tensor in tensors.values())
+
+
+def test_what_a_killed_process_left_goes_with_the_next_snapshot(tmp_path, monkeypatch):
+    code = (
+        "import os, tempfile, torch\n"
+        f"tempfile.tempdir = {str(tmp_path)!r}\n"
+        "from acdc_kernels.nn import Snapshot\n"
+        "snapshot = Snapshot()\n"
+        "snapshot.save({'w': torch.ones(3)})\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    (left,) = tmp_path.iterdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    first = Snapshot()
+    assert not left.exists()
+    second = Snapshot()  # the first is in use: it stays
+    assert len(list(tmp_path.iterdir())) == 2
+    first.discard()
+    second.discard()
+    assert list(tmp_path.iterdir()) == []
