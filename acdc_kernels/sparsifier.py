@@ -254,7 +254,8 @@ class Sparsifier:
         if self._phase.kind == "compressed":
             saved = self._snapshot.load()
             for name, tensor in named_tensors(twin).items():
-                tensor.copy_(saved[name])
+                if name in saved:  # a buffer may have come into being since
+                    tensor.copy_(saved[name])
         return twin
 
     def recalibrate(self, loader: Iterable[Any], model: nn.Module | None = None) -> int:
@@ -295,7 +296,7 @@ class Sparsifier:
             "settings": self._settings(),
             "parameters": shapes(self._local_weights()),
             "masks": dict(self.masks),
-            "dense_twin": self._snapshot.load() if self._phase.kind == "compressed" else {},
+            "dense_twin": self._saved_twin() if self._phase.kind == "compressed" else {},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -364,6 +365,11 @@ class Sparsifier:
             )
         return bits
 
+    def _saved_twin(self) -> dict[str, Tensor]:
+        """What a state keeps of the dense twin: the buffers that modules make for themselves are left out."""
+        kept = named_tensors(self.model, persistent=True)
+        return {name: tensor for name, tensor in self._snapshot.load().items() if name in kept}
+
     def _unwrap(self) -> None:
         for layer in self._layers:
             unwrap(layer)
@@ -408,7 +414,7 @@ class Sparsifier:
             raise ValueError(f"{where}: state must be of this run, but {'; '.join(lines)}")
         phase = self.schedule.at(step)
         compressed = phase.kind == "compressed"
-        twin = named_tensors(self.model) if compressed else {}
+        twin = named_tensors(self.model, persistent=True) if compressed else {}
         lines = [
             *differences("masks", dict.fromkeys(self._weights if compressed else ()), dict.fromkeys(state["masks"])),
             *differences("dense_twin", shapes(twin), shapes(state["dense_twin"])),

@@ -20,13 +20,16 @@ __all__ = ["Snapshot", "named_tensors"]
 _PREFIX, _IN_USE = "acdc-kernels-", "in-use"
 
 
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+def named_tensors(model: nn.Module, persistent: bool = False) -> dict[str, Tensor]:
     """Every parameter and buffer by name, detached, not copied: shared ones once, non-persistent buffers too.
 
-    Of a DTensor it is this process's shard.
+    Of a DTensor it is this process's shard. persistent: only what a ``state_dict`` would hold.
     """
     named = (*model.named_parameters(), *model.named_buffers())
-    return {name: local_part(tensor.detach()) for name, tensor in named}
+    fleeting = set()
+    for prefix, module in model.named_modules() if persistent else ():
+        fleeting.update(f"{prefix}.{name}".lstrip(".") for name in module._non_persistent_buffers_set)
+    return {name: local_part(tensor.detach()) for name, tensor in named if name not in fleeting}
 
 
 class Snapshot:

@@ -10,7 +10,9 @@ import torch
 
 from acdc_kernels import pack_mask
 from acdc_kernels.nn import named_tensors
+from acdc_kernels.optim import MaskedSGD
 from acdc_kernels.policy import schedules
+from acdc_kernels.sparsifier import Sparsifier
 
 
 def through_a_file(state):
@@ -156,3 +158,41 @@ def test_every_difference_is_named(run):
 def test_not_a_state(state, run):
     with pytest.raises(ValueError, match="state must be of version 1, got None"):
         run().sparsifier.load_state_dict(state)
+
+
+class Cached(torch.nn.Module):
+    """Makes a buffer at its first forward, as position tables do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(6, 4)
+        self.register_buffer("table", None, persistent=False)
+
+    def forward(self, x):
+        if self.table is None:
+            self.table = torch.ones(4)
+        if "late" not in self._buffers:
+            self.register_buffer("late", torch.ones(4), persistent=False)
+        return self.layer(x) + self.table
+
+
+def test_a_buffer_that_appears_in_a_compressed_phase():
+    schedule = schedules.acdc(total=4, warmup=0, compressed=2, dense=1, final_dense=0, final_compressed=1)
+
+    def make():
+        torch.manual_seed(0)
+        model = Cached()
+        return model, Sparsifier(model, MaskedSGD(model.parameters(), lr=0.1), schedule)
+
+    model, sparsifier = make()
+    before = model.layer.weight.count_nonzero()
+    model(torch.ones(1, 6))
+    twin = sparsifier.dense_twin()
+    assert twin.layer.weight.count_nonzero() > before
+    assert twin.table.tolist() == [1] * 4
+    state = sparsifier.state_dict()
+    sparsifier.load_state_dict(state)
+    fresh, other = make()
+    other.load_state_dict(state)
+    assert torch.equal(other.dense_twin().layer.weight, twin.layer.weight)
+    assert fresh.table is None
