@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .policy.schedules import Schedule
 
-__all__ = ["check_choice", "check_group", "check_one", "check_types", "differences", "shapes"]
+__all__ = ["check_choice", "check_group", "check_one", "check_types", "differences", "kinds"]
 
 
 def check_types(model: object, optimizer: object, schedule: object) -> None:
@@ -48,17 +48,20 @@ def check_one(what: str, values: dict[str, object]) -> None:
         raise ValueError(f"Sparsifier: competing weights must share one {what}, got {found}; exempt the others")
 
 
-def shapes(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Each tensor's shape by name; what is no tensor stays as it is."""
-    return {name: list(t.shape) if isinstance(t, Tensor) else t for name, t in tensors.items()}
+def kinds(tensors: Mapping[str, Any]) -> dict[str, str]:
+    """Dtype and shape of each tensor by name."""
+    return {
+        name: f"{t.dtype} {list(t.shape)}" if isinstance(t, Tensor) else f"no tensor ({type(t).__name__})"
+        for name, t in tensors.items()
+    }
 
 
 def differences(what: str, here: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
-    """A line for each key whose value isn't the same on both sides."""
+    """A line for each key whose value isn't of the same type and the same on both sides."""
     lines = [f"{what} has no {key} here" for key in saved if key not in here]
     for key, value in here.items():
         if key not in saved:
             lines.append(f"{what} has no {key} in the state")
-        elif value != saved[key]:
+        elif type(value) is not type(saved[key]) or value != saved[key]:
             lines.append(f"{what}'s {key} is {value!r} here and {saved[key]!r} in the state")
     return lines

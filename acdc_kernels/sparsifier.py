@@ -15,11 +15,11 @@ from torch.nn import Parameter
 from torch.utils.hooks import RemovableHandle
 
 from . import nn as layers
-from ._sparsifier_checks import check_choice, check_group, check_one, check_types, differences, shapes
+from ._sparsifier_checks import check_choice, check_group, check_one, check_types, differences, kinds
 from .formats.mask_bits import check_bits
-from .nn import Snapshot, find_weights, is_wrapped, named_tensors, unwrap, wrap
+from .nn import Snapshot, find_weights, is_wrapped, named_tensors, reshard, unwrap, wrap
 from .ops import topk_mask_with_nan_count, unpack_mask
-from .ops.distributed import disagreeing, is_sharded, local_part
+from .ops.distributed import disagreeing, is_sharded, local_part, shard_group_of
 from .ops.topk_mask.paper_code import paper_code_masks
 from .policy.patterns import parse_pattern
 from .policy.schedules import Phase, Schedule
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Sparsifier"]
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 
 PhaseHook = Callable[["Sparsifier", Phase, Phase], None]
 
@@ -82,7 +82,8 @@ class Sparsifier:
         process_group: the processes that hold replicas of the model: at each flip they check that their masks agree.
             None: no check. Not for sharded models, whose processes agree by construction.
         dense_snapshot: where the dense twin waits during a compressed phase: ``"disk"`` (a temporary file),
-            ``"memory"`` (a copy of the model), or the path of a file to write and leave there.
+            ``"memory"`` (a copy of the model), or the path of a file to write and leave there. A schedule that starts
+            compressed writes it at once.
 
     The constructor applies the phase of step 0. To resume, make model, optimizer and sparsifier as at the start, then
     load the state of each, in any order.
@@ -155,6 +156,8 @@ class Sparsifier:
                 "Sparsifier: process_group must be None and tie_rule 'lowest_index' for a sharded model, got "
                 f"{process_group!r} and {tie_rule!r}"
             )
+        if self.sharded:  # what can't be done with shards is refused now, not at the first flip
+            topk_mask_with_nan_count(list(self._weights.values()), self._keep, parsed.text)
         self._removed = False
         self._hooks: OrderedDict[int, PhaseHook] = OrderedDict()  # a handle refers to it weakly
         self._snapshot = Snapshot(dense_snapshot)
@@ -189,9 +192,16 @@ class Sparsifier:
         return MappingProxyType({name: masks[p] for name, p in self._weights.items() if p in masks})
 
     def achieved_sparsity(self) -> float:
-        """The share of competing weights that are exactly zero now, counted in the weights themselves."""
-        nonzero = torch.stack([torch.count_nonzero(p.detach()) for p in self._weights.values()]).sum()
-        return 1 - int(nonzero) / sum(p.numel() for p in self._weights.values())
+        """The share of competing weights that are exactly zero now, counted in the weights themselves.
+
+        Of a sharded model: over all processes, which must all call it.
+        """
+        self._check_weights("achieved_sparsity")
+        weights = list(self._weights.values())
+        nonzero = torch.stack([torch.count_nonzero(local_part(p.detach())) for p in weights]).sum()
+        if self.sharded:
+            torch.distributed.all_reduce(nonzero, group=shard_group_of(weights))
+        return 1 - int(nonzero) / sum(p.numel() for p in weights)
 
     @property
     def sharded(self) -> bool:
@@ -240,7 +250,8 @@ class Sparsifier:
         """A plain copy of the model with the parameters and buffers of the end of the most recent dense phase.
 
         In a dense phase: of now. Where training starts compressed: of before the first pruning. The copy is the
-        caller's; its layers have their own classes again, and its device, dtype and training mode are the model's.
+        caller's; its layers have their own classes again, and its device, dtype and training mode are the model's. Of a
+        model in DistributedDataParallel it is a copy of the module inside.
 
         Raises RuntimeError after ``remove()``, and for a model sharded by FSDP2, which can't be copied.
         """
@@ -250,12 +261,13 @@ class Sparsifier:
                 "Sparsifier.dense_twin: the model must not be sharded, got DTensors, which can't be copied yet; save a "
                 "distributed checkpoint at the end of the last dense phase (see register_phase_hook)"
             )
-        twin = unwrap(copy.deepcopy(self.model))
+        replicated = isinstance(self.model, nn.parallel.DistributedDataParallel)
+        twin = unwrap(copy.deepcopy(self.model.module if replicated else self.model))
         if self._phase.kind == "compressed":
-            saved = self._snapshot.load()
+            saved, prefix = self._snapshot.load(), "module." if replicated else ""
             for name, tensor in named_tensors(twin).items():
-                if name in saved:  # a buffer may have come into being since
-                    tensor.copy_(saved[name])
+                if prefix + name in saved:  # a buffer may have come into being since
+                    tensor.copy_(saved[prefix + name])
         return twin
 
     def recalibrate(self, loader: Iterable[Any], model: nn.Module | None = None) -> int:
@@ -294,7 +306,7 @@ class Sparsifier:
             "step": self._step,
             "schedule": self.schedule.to_dict(),
             "settings": self._settings(),
-            "parameters": shapes(self._local_weights()),
+            "parameters": kinds(self._local_weights()),
             "masks": dict(self.masks),
             "dense_twin": self._saved_twin() if self._phase.kind == "compressed" else {},
         }
@@ -308,6 +320,7 @@ class Sparsifier:
         Raises ValueError, naming every difference, before anything is changed; RuntimeError after ``remove()``.
         """
         self._check_present("load_state_dict")
+        self._check_weights("load_state_dict")
         phase = self._check_state("Sparsifier.load_state_dict", state)
         if phase.kind == "compressed":
             self._snapshot.save(state["dense_twin"])
@@ -319,6 +332,7 @@ class Sparsifier:
     def check_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises what ``load_state_dict(state)`` would, and changes nothing."""
         self._check_present("check_state_dict")
+        self._check_weights("check_state_dict")
         self._check_state("Sparsifier.check_state_dict", state)
 
     def __repr__(self) -> str:
@@ -329,7 +343,24 @@ class Sparsifier:
             f"sparsity={self.sparsity}, pattern={self._pattern.text!r}, scope={self._scope!r})"
         )
 
+    def _check_weights(self, method: str) -> None:
+        """Raises if model or optimizer has let go of a competing weight: what is done here would not reach it."""
+        reshard(self.model)
+        here = dict(self.model.named_parameters(remove_duplicate=False))
+        trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        for where, gone in (
+            ("model", [name for name, p in self._weights.items() if here.get(name) is not p]),
+            ("optimizer", [name for name, p in self._weights.items() if id(p) not in trained]),
+        ):
+            if gone:
+                raise ValueError(
+                    f"Sparsifier.{method}: {where} must hold the parameters that it had when the sparsifier was made, "
+                    f"got others for {', '.join(gone)}; shard, convert and assign parameters first"
+                )
+
     def _begin(self, phase: Phase) -> None:
+        if phase.index > 0:
+            self._check_weights("step")
         if phase.kind == "compressed":
             bits = self._threshold(phase)
             self._snapshot.save(named_tensors(self.model))
@@ -397,7 +428,7 @@ class Sparsifier:
     def _check_state(self, where: str, state: Mapping[str, Any]) -> Phase:
         """The phase of ``state``, or a ValueError with everything in it that doesn't fit."""
         version = state.get("version") if isinstance(state, Mapping) else None
-        if version != _STATE_VERSION:
+        if type(version) is not int or version != _STATE_VERSION:
             raise ValueError(f"{where}: state must be of version {_STATE_VERSION}, got {version!r}")
         parts = ("schedule", "settings", "parameters", "masks", "dense_twin")
         if missing := [part for part in parts if not isinstance(state.get(part), Mapping)]:
@@ -405,10 +436,10 @@ class Sparsifier:
         lines = [
             *differences("schedule", self.schedule.to_dict(), state["schedule"]),
             *differences("settings", self._settings(), state["settings"]),
-            *differences("parameters", shapes(self._local_weights()), state["parameters"]),
+            *differences("parameters", kinds(self._local_weights()), state["parameters"]),
         ]
         step = state.get("step")
-        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+        if type(step) is not int or not 0 <= step < 2**63:
             lines.append(f"step must be an int of at least 0, got {step!r}")
         if lines:
             raise ValueError(f"{where}: state must be of this run, but {'; '.join(lines)}")
@@ -417,7 +448,7 @@ class Sparsifier:
         twin = named_tensors(self.model, persistent=True) if compressed else {}
         lines = [
             *differences("masks", dict.fromkeys(self._weights if compressed else ()), dict.fromkeys(state["masks"])),
-            *differences("dense_twin", shapes(twin), shapes(state["dense_twin"])),
+            *differences("dense_twin", kinds(twin), kinds(state["dense_twin"])),
         ]
         if lines:
             raise ValueError(f"{where}: state must be of this run in {phase}, but {'; '.join(lines)}")

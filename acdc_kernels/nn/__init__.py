@@ -3,7 +3,18 @@
 from .calibrate import recalibrate
 from .coverage import COVERAGE
 from .layers import find_weights
+from .shards import reshard
 from .snapshot import Snapshot, named_tensors
 from .wrap import is_wrapped, unwrap, wrap
 
-__all__ = ["COVERAGE", "Snapshot", "find_weights", "is_wrapped", "named_tensors", "recalibrate", "unwrap", "wrap"]
+__all__ = [
+    "COVERAGE",
+    "Snapshot",
+    "find_weights",
+    "is_wrapped",
+    "named_tensors",
+    "recalibrate",
+    "reshard",
+    "unwrap",
+    "wrap",
+]

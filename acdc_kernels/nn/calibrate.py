@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -22,27 +22,34 @@ def recalibrate(model: nn.Module, loader: Iterable[Any]) -> int:
     Returns how many were measured; one that the model doesn't run keeps what it has, and without any the loader isn't
     read. Raises ValueError for an empty loader; then, and when the model raises, all statistics are what they were.
     """
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    everyone = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    layers = [layer for layer in everyone if layer.track_running_stats]
     if not layers:
         return 0
     modes = {m: m.training for m in model.modules()}
-    momenta = [layer.momentum for layer in layers]
+    momenta = [layer.momentum for layer in everyone]
     before = [[buffer.clone() for buffer in layer.buffers()] for layer in layers]
     device = next((p.device for p in model.parameters()), None)
-    measured: list[bool] = []
+    measured: list[bool] = [False] * len(layers)
+    batches = 0
+
+    def counted() -> Iterator[Any]:
+        nonlocal batches
+        for batch in loader:
+            batches += 1
+            yield batch
+
     try:
-        update_bn(loader, model, device)
+        update_bn(counted(), model, device)
         measured = [int(layer.num_batches_tracked) > 0 for layer in layers]
     finally:
-        for layer, momentum, buffers, new in zip(
-            layers, momenta, before, measured or [False] * len(layers), strict=True
-        ):
+        for layer, momentum in zip(everyone, momenta, strict=True):
             layer.momentum = momentum
-            if not new:
-                for buffer, old in zip(layer.buffers(), buffers, strict=True):
-                    buffer.copy_(old)
+        for layer, buffers, new in zip(layers, before, measured, strict=True):
+            for buffer, old in zip(layer.buffers(), buffers, strict=True) if not new else ():
+                buffer.copy_(old)
         for module, training in modes.items():
             module.training = training
-    if not any(measured):
+    if batches == 0:
         raise ValueError("recalibrate: loader must have at least one batch, got none")
     return sum(measured)

@@ -2,7 +2,8 @@
 
 A wrapped layer's class is a subclass of the one it had, made once per class: ``isinstance`` holds; parameters, hooks,
 ``state_dict`` and training mode are untouched. The class stays for as long as the layer is wrapped, since others
-(FSDP2, for one) derive from it; what changes between phases is the attribute ``product``.
+(FSDP2, for one) derive from it; what changes between phases is the attribute ``product``. ``torch.jit.script`` needs
+the layer's own class: ``Sparsifier.remove()`` first.
 """
 
 from __future__ import annotations

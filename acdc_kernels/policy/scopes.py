@@ -28,6 +28,7 @@ class Weight:
     treatment: "sparse": its products may be sparse ones; "masked-dense": they stay dense; "dense": it never competes.
     attribute: the layer's attribute that holds it.
     input_first: it is stored [C_in, C_out, ...], not [C_out, C_in, ...].
+    last: where in the model the last layer that uses it stands; of equal ones the later weight comes later.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Weight:
     treatment: Treatment = "sparse"
     attribute: str = "weight"
     input_first: bool = False
+    last: int = 0
 
     def matches(self, rule: str | Callable[[str, Any], bool]) -> bool:
         """Whether the rule (name or glob of a layer or parameter, or predicate of name and layer) means this one.
@@ -77,7 +79,10 @@ def competing(
             known = ", ".join(name for weight in weights for name, _ in weight.layers if weight.treatment != "dense")
             raise ValueError(f"exempt: {rule!r} matches no Linear or Conv layer; the model has: {known or 'none'}")
     products = [weight for weight in weights if weight.treatment != "dense"]
-    ends = {products[0].name: "first", products[-1].name: "last"} if products and scope == "layer" else {}
+    ends: dict[str, str] = {}
+    if products and scope == "layer":
+        last = max(enumerate(products), key=lambda item: (item[1].last, item[0]))[1]
+        ends = {products[0].name: "first", last.name: "last"}
     chosen: list[Weight] = []
     reasons: dict[str, str] = {}
     for weight in weights:

@@ -47,8 +47,22 @@ def replicas(rank: int, world: int) -> dict:
         "weights": {name: p.detach() for name, p in model.module.named_parameters()},
         "masks": masks,
         "sparsity": sparsifier.achieved_sparsity(),
-        "twin": {name: p.detach() for name, p in twin.module.named_parameters()},
+        "twin": {name: p.detach() for name, p in twin.named_parameters()},
     }
+
+
+def replicas_of_a_group(rank: int, world: int) -> dict:
+    """DistributedDataParallel over a group of one's own, which can't be pickled: the twin is the module inside."""
+    group = dist.new_group([0, 1])
+    model = nn.parallel.DistributedDataParallel(net(), process_group=group)
+    optimizer = acdc.MaskedSGD(model.parameters(), lr=0.1)
+    sparsifier = acdc.Sparsifier(model, optimizer, SCHEDULE, sparsity=0.8, process_group=group)
+    before = {name: p.detach().clone() for name, p in model.module.named_parameters()}
+    for _ in range(2):
+        sparsifier.step()
+    twin = dict(sparsifier.dense_twin().named_parameters())
+    same = all(torch.equal(twin[name], p) for name, p in before.items())
+    return {"same": same, "sparsity": sparsifier.achieved_sparsity()}
 
 
 def replicas_that_differ(rank: int, world: int) -> dict:
@@ -112,6 +126,38 @@ def sharded_masks(rank: int, world: int) -> dict:
     return {"wrong": wrong}
 
 
+def sharded_refusals(rank: int, world: int) -> dict:
+    """What shards can't have is refused by the constructor; a model sharded too late, at the flip."""
+    from torch.distributed.fsdp import fully_shard
+
+    errors = {}
+    for case, settings in {
+        "block": {"pattern": "block:1x1"},
+        "transposable": {"pattern": "2:4-transposable"},
+        "some layers": {},
+        "group": {"process_group": dist.group.WORLD},
+        "tie rule": {"tie_rule": "reference"},
+        "too late": {},
+    }.items():
+        model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 8))
+        parts = [model[0]] if case == "some layers" else [*model, model]
+        if case == "too late":
+            optimizer = acdc.MaskedSGD(model.parameters(), lr=0.1)
+            sparsifier = acdc.Sparsifier(model, optimizer, SCHEDULE)
+        for part in parts:
+            fully_shard(part)
+        try:
+            if case == "too late":
+                for _ in range(2):
+                    sparsifier.step()
+            else:
+                acdc.Sparsifier(model, acdc.MaskedSGD(model.parameters(), lr=0.1), SCHEDULE, **settings)
+            errors[case] = "none"
+        except ValueError as error:
+            errors[case] = str(error)
+    return errors
+
+
 def sharded_training(rank: int, world: int) -> dict:
     """FSDP2: the masks are those of the whole model, which no rank ever holds."""
     from torch.distributed.fsdp import fully_shard
@@ -147,18 +193,20 @@ def sharded_training(rank: int, world: int) -> dict:
                     unlike.append((step, key))
         full = {key: p.full_tensor().detach() for key, p in sharded.named_parameters()}
         error = max(float((full[key] - p).abs().max()) for key, p in whole.named_parameters())
+        sparsities = [sparsifier.achieved_sparsity() for _, _, sparsifier in runs]
         state = runs[1][2].state_dict()
+        with torch.no_grad():
+            sharded(batch(0, rank)[0])  # leaves whole parameters in the modules
+        runs[1][2].load_state_dict(state)
         try:
             runs[1][2].dense_twin()
         except RuntimeError as refusal:
             refused = str(refusal)
-        runs[1][2].load_state_dict(state)
         results[name] = {
             "unlike": unlike,
             "error": error,
             "classes": sorted({type(m).__name__ for m in sharded.modules()}),
-            "sparsity": 1
-            - sum(int(full[key].count_nonzero()) for key in want) / sum(full[key].numel() for key in want),
+            "sparsities": sparsities,
             "refused": refused,
         }
     return results

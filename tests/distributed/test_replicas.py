@@ -26,3 +26,10 @@ def test_ranks_that_differ_stop_together(together):
         assert "got NaN in 2.weight (34 of 153)" in broken
         assert rank["before"] == (1, "dense", 0)
         assert rank["after"] == "compressed"
+
+
+def test_the_twin_of_replicas_in_a_group_of_their_own(together):
+    n = 6 * 17 + 17 * 9 + 9 * 3
+    for rank in together("replicas_of_a_group"):
+        assert rank["same"]
+        assert rank["sparsity"] == pytest.approx(round(0.8 * n) / n, abs=1e-12)

@@ -76,3 +76,11 @@ def test_without_batch_normalisation_the_loader_is_not_read():
         yield
 
     assert recalibrate(nn.Linear(2, 2), never()) == 0
+
+
+def test_layers_that_none_of_the_batches_reaches():
+    model = net()
+    model.forward = lambda x: model[0](x)
+    before = model[1].running_mean.clone()
+    assert recalibrate(model, batches()) == 0
+    assert torch.equal(model[1].running_mean, before)

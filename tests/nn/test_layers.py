@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from acdc_kernels.nn import find_weights
+from acdc_kernels.policy.patterns import parse_pattern
+from acdc_kernels.policy.scopes import competing
 
 
 def found(model, trained=None):
@@ -56,8 +58,32 @@ def test_shared_weights_count_once():
     model["c"] = model["a"]
     (weight,) = find_weights(model, list(model.parameters()))
     assert weight.name == "embed.weight"
-    assert [name for name, _ in weight.layers] == ["a", "b", "c"]
+    assert [name for name, _ in weight.layers] == ["a", "b", "c", "embed"]
+    assert weight.matches("embed")
     assert weight.unfit is None
+
+
+def test_the_last_layer_is_the_last_that_uses_a_weight():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    model[3].weight = model[0].weight
+    chosen, reasons = competing(find_weights(model, list(model.parameters())), "layer", parse_pattern("unstructured"))
+    assert [w.name for w in chosen] == ["1.weight", "2.weight"]
+    assert list(reasons) == ["0.weight"]
+
+
+def test_other_parameters_of_a_covered_layer_are_listed():
+    class Adapted(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 4)
+            self.lora_a = nn.Parameter(torch.zeros(4, 2))
+            self.scale = nn.Parameter(torch.zeros(4))
+
+    why = "not the weight of a Linear or Conv layer"
+    assert found(Adapted()) == {"weight": None, "lora_a": why}
+    assert found(nn.MultiheadAttention(4, 2, add_bias_kv=True)) == {
+        "in_proj_weight": None, "out_proj.weight": None,
+        "bias_k": why, "bias_v": why,
+    }
 
 
 def test_a_lazy_layer_must_have_run():

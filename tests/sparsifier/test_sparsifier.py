@@ -370,3 +370,23 @@ def test_the_example_of_the_docstring_runs():
     assert names["sparsifier"].step_count == names["schedule"].total_steps == 60
     assert names["sparsifier"].achieved_sparsity() == 1 - 11 / 112
     assert names["dense"][2].weight.count_nonzero() == 64
+
+
+@pytest.mark.parametrize("how", ["assigned", "left the optimizer"])
+def test_a_parameter_that_was_replaced_is_noticed(how):
+    model = net()
+    optimizer = sgd(model)
+    sparsifier = Sparsifier(model, optimizer, SCHEDULE)
+    state = sparsifier.state_dict()
+    if how == "assigned":
+        model.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()}, assign=True)
+        where, names = "model", "0.weight, 2.weight, 3.weight"
+    else:
+        optimizer.param_groups[0]["params"] = [p for p in model.parameters() if p is not model[2].weight]
+        where, names = "optimizer", "2.weight"
+    calls = {"step": sparsifier.step, "load_state_dict": lambda: sparsifier.load_state_dict(state)}
+    for call in (*calls.values(), sparsifier.achieved_sparsity):
+        with pytest.raises(ValueError, match=f"{where} must hold the parameters that it had .*got others for {names}"):
+            call()
+    assert sparsifier.phase.kind == "dense"
+    assert not sparsifier.masks

@@ -104,8 +104,9 @@ def all_kept(*shape):
 
 EDITS = {
     # what is changed in a state of update 4 (compressed): to what (None: taken away), what the error says
-    "version": (["version"], 2, "state must be of version 1, got 2"),
-    "no version": (["version"], None, "state must be of version 1, got None"),
+    "version": (["version"], 1, "state must be of version 2, got 1"),
+    "version of another kind": (["version"], torch.ones(2), "state must be of version 2, got tensor"),
+    "no version": (["version"], None, "state must be of version 2, got None"),
     "no masks": (["masks"], None, "must hold the mappings .*; it lacks masks"),
     "masks of another kind": (["masks"], [1, 2], "it lacks masks"),
     "schedule": (["schedule", "warmup"], 2, "schedule's warmup is 1 here and 2 in the state"),
@@ -116,7 +117,12 @@ EDITS = {
     "a setting of the future": (["settings", "colour"], "red", "settings has no colour here"),
     "a parameter less": (["parameters", "0.weight"], None, "parameters has no 0.weight in the state"),
     "a parameter more": (["parameters", "9.weight"], [3, 3], "parameters has no 9.weight here"),
-    "a shape": (["parameters", "6.weight"], [6, 20], r"parameters's 6.weight is \[5, 20\] here and \[6, 20\]"),
+    "a shape": (
+        ["parameters", "6.weight"],
+        "torch.float32 [6, 20]",
+        r"6.weight is 'torch.float32 \[5, 20\]' here and 'torch.float32 \[6, 20\]'",
+    ),
+    "a dtype": (["parameters", "6.weight"], "torch.float64 [5, 20]", "6.weight is .*float32 .* and 'torch.float64"),
     "step below 0": (["step"], -1, "step must be an int of at least 0, got -1"),
     "no step": (["step"], None, "step must be an int of at least 0, got None"),
     "step in a dense phase": (["step"], 7, "kind='dense', index=2.*masks has no 0.weight here"),
@@ -125,8 +131,15 @@ EDITS = {
     "a mask's kind": (["masks", "0.weight"], torch.ones(36), r"masks\['0.weight'\] must be of dtype torch.uint8"),
     "a mask that keeps more": (["masks", "0.weight"], all_kept(36), "masks must keep 283 weights, got"),
     "a twin's tensor less": (["dense_twin", "1.bias"], None, "dense_twin has no 1.bias in the state"),
-    "a twin's shape": (["dense_twin", "1.bias"], torch.ones(5), r"dense_twin's 1.bias is \[4\] here and \[5\]"),
-    "a twin's kind": (["dense_twin", "1.bias"], 3, r"dense_twin's 1.bias is \[4\] here and 3 in"),
+    "a twin's shape": (["dense_twin", "1.bias"], torch.ones(5), r"dense_twin's 1.bias is '.*\[4\]' here and '.*\[5\]'"),
+    "a twin's dtype": (["dense_twin", "1.bias"], torch.ones(4).double(), "1.bias is .*float32 .* and 'torch.float64"),
+    "a twin's kind": (["dense_twin", "1.bias"], [4], r"1.bias is '.*\[4\]' here and 'no tensor \(list\)' in"),
+    "a setting that is a tensor": (
+        ["settings", "sparsity"],
+        torch.ones(2),
+        "settings's sparsity is 0.8 here and tensor",
+    ),
+    "a step without end": (["step"], 10**30, "step must be an int of at least 0, got 1000"),
 }
 
 
@@ -156,7 +169,7 @@ def test_every_difference_is_named(run):
 
 @pytest.mark.parametrize("state", [None, [], 3, {}])
 def test_not_a_state(state, run):
-    with pytest.raises(ValueError, match="state must be of version 1, got None"):
+    with pytest.raises(ValueError, match="state must be of version 2, got None"):
         run().sparsifier.load_state_dict(state)
 
 
