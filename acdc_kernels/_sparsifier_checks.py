@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
-from typing import Any
+from collections.abc import MutableMapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .policy.schedules import Schedule
 
-__all__ = ["check_choice", "check_group", "check_one", "check_types", "differences", "kinds"]
+__all__ = ["check_choice", "check_group", "check_one", "check_types"]
 
 
 def check_types(model: object, optimizer: object, schedule: object) -> None:
@@ -46,22 +45,3 @@ def check_one(what: str, values: dict[str, object]) -> None:
     if len(first) > 1:
         found = ", ".join(f"{value} ({name})" for value, name in first.items())
         raise ValueError(f"Sparsifier: competing weights must share one {what}, got {found}; exempt the others")
-
-
-def kinds(tensors: Mapping[str, Any]) -> dict[str, str]:
-    """Dtype and shape of each tensor by name."""
-    return {
-        name: f"{t.dtype} {list(t.shape)}" if isinstance(t, Tensor) else f"no tensor ({type(t).__name__})"
-        for name, t in tensors.items()
-    }
-
-
-def differences(what: str, here: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
-    """A line for each key whose value isn't of the same type and the same on both sides."""
-    lines = [f"{what} has no {key} here" for key in saved if key not in here]
-    for key, value in here.items():
-        if key not in saved:
-            lines.append(f"{what} has no {key} in the state")
-        elif type(value) is not type(saved[key]) or value != saved[key]:
-            lines.append(f"{what}'s {key} is {value!r} here and {saved[key]!r} in the state")
-    return lines

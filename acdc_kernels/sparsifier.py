@@ -15,10 +15,10 @@ from torch.nn import Parameter
 from torch.utils.hooks import RemovableHandle
 
 from . import nn as layers
-from ._sparsifier_checks import check_choice, check_group, check_one, check_types, differences, kinds
-from .formats.mask_bits import check_bits
+from ._sparsifier_checks import check_choice, check_group, check_one, check_types
+from ._sparsifier_state import VERSION, check_state, kinds
 from .nn import Snapshot, find_weights, is_wrapped, named_tensors, reshard, unwrap, wrap
-from .ops import topk_mask_with_nan_count, unpack_mask
+from .ops import topk_mask_with_nan_count
 from .ops.distributed import disagreeing, is_sharded, local_part, shard_group_of
 from .ops.topk_mask.paper_code import paper_code_masks
 from .policy.patterns import parse_pattern
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 __all__ = ["Sparsifier"]
-
-_STATE_VERSION = 2
 
 PhaseHook = Callable[["Sparsifier", Phase, Phase], None]
 
@@ -302,7 +300,7 @@ class Sparsifier:
         """
         self._check_present("state_dict")
         return {
-            "version": _STATE_VERSION,
+            "version": VERSION,
             "step": self._step,
             "schedule": self.schedule.to_dict(),
             "settings": self._settings(),
@@ -421,49 +419,14 @@ class Sparsifier:
             "tie_rule": self._tie_rule,
         }
 
+    def _check_state(self, where: str, state: Mapping[str, Any]) -> Phase:
+        keep = self._keep
+        if keep is None:
+            keep = [self._pattern.kept(p.numel(), self.sparsity) for p in self._weights.values()]
+        if self.sharded or self._tie_rule == "reference":
+            keep = None  # not known here
+        return check_state(where, state, self.schedule, self._settings(), self._local_weights(), self.model, keep)
+
     def _check_present(self, method: str) -> None:
         if self._removed:
             raise RuntimeError(f"Sparsifier.{method}: this sparsifier was removed; make a new one")
-
-    def _check_state(self, where: str, state: Mapping[str, Any]) -> Phase:
-        """The phase of ``state``, or a ValueError with everything in it that doesn't fit."""
-        version = state.get("version") if isinstance(state, Mapping) else None
-        if type(version) is not int or version != _STATE_VERSION:
-            raise ValueError(f"{where}: state must be of version {_STATE_VERSION}, got {version!r}")
-        parts = ("schedule", "settings", "parameters", "masks", "dense_twin")
-        if missing := [part for part in parts if not isinstance(state.get(part), Mapping)]:
-            raise ValueError(f"{where}: state must hold the mappings {', '.join(parts)}; it lacks {', '.join(missing)}")
-        lines = [
-            *differences("schedule", self.schedule.to_dict(), state["schedule"]),
-            *differences("settings", self._settings(), state["settings"]),
-            *differences("parameters", kinds(self._local_weights()), state["parameters"]),
-        ]
-        step = state.get("step")
-        if type(step) is not int or not 0 <= step < 2**63:
-            lines.append(f"step must be an int of at least 0, got {step!r}")
-        if lines:
-            raise ValueError(f"{where}: state must be of this run, but {'; '.join(lines)}")
-        phase = self.schedule.at(step)
-        compressed = phase.kind == "compressed"
-        twin = named_tensors(self.model, persistent=True) if compressed else {}
-        lines = [
-            *differences("masks", dict.fromkeys(self._weights if compressed else ()), dict.fromkeys(state["masks"])),
-            *differences("dense_twin", kinds(twin), kinds(state["dense_twin"])),
-        ]
-        if lines:
-            raise ValueError(f"{where}: state must be of this run in {phase}, but {'; '.join(lines)}")
-        self._check_masks(where, state["masks"])
-        return phase
-
-    def _check_masks(self, where: str, masks: Mapping[str, Tensor]) -> None:
-        kept, sizes = [], []
-        for name, bits in masks.items():
-            shard = local_part(self._weights[name])
-            check_bits(f"{where}: masks[{name!r}]", bits, shard.numel())
-            kept.append(int(unpack_mask(bits, shard.shape).sum()))
-            sizes.append(self._weights[name].numel())
-        if not kept or self.sharded or self._tie_rule == "reference":  # how many there should be is not known here
-            return
-        keep = [self._pattern.kept(n, self.sparsity) for n in sizes] if self._keep is None else self._keep
-        if (sum(kept) if isinstance(keep, int) else kept) != keep:
-            raise ValueError(f"{where}: masks must keep {keep} weights, got {kept}")

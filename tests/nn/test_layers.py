@@ -81,8 +81,10 @@ def test_other_parameters_of_a_covered_layer_are_listed():
     why = "not the weight of a Linear or Conv layer"
     assert found(Adapted()) == {"weight": None, "lora_a": why}
     assert found(nn.MultiheadAttention(4, 2, add_bias_kv=True)) == {
-        "in_proj_weight": None, "out_proj.weight": None,
-        "bias_k": why, "bias_v": why,
+        "in_proj_weight": None,
+        "out_proj.weight": None,
+        "bias_k": why,
+        "bias_v": why,
     }
 
 
