@@ -186,7 +186,7 @@ class Trainer:
             "train_loss": loss,
             "train_accuracy": train_accuracy,
             "val_accuracy": accuracy,
-            "sparsity": 1 - sum(nonzeros.values()) / self.flops.weights,
+            "sparsity": self.flops.sparsity(nonzeros),
             "lr": sums.lr,
             "flops": self.flops.forward(nonzeros) / self.flops.dense_forward,
             "seconds": sums.seconds,

@@ -83,8 +83,8 @@ def _score(trainer: Trainer, folder: RunFolder, kind: Kind) -> dict[str, Any] | 
         "val_accuracy": evaluate(model, trainer.data.validation, config.precision),
         "test_accuracy": evaluate(model, trainer.data.test, config.precision),
         "weights": trainer.flops.weights,
-        "nonzeros": sum(nonzeros.values()),
-        "sparsity": 1 - sum(nonzeros.values()) / trainer.flops.weights,
+        "nonzeros": trainer.flops.kept(nonzeros),
+        "sparsity": trainer.flops.sparsity(nonzeros),
         "inference_flops": trainer.flops.forward(nonzeros) / trainer.flops.dense_forward,
         "layers": [
             {
