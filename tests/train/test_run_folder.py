@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 
 from acdc_kernels import save_checkpoint
 from acdc_kernels.checkpoint import archive
+from acdc_kernels.train import run_folder
 from acdc_kernels.train.cli import app
 from acdc_kernels.train.command import Options, run_training
 from acdc_kernels.train.errors import UserError
+from acdc_kernels.train.presets import make_config
 from acdc_kernels.train.run_folder import RunFolder
 
 from .conftest import SHORT, quiet
@@ -181,6 +183,31 @@ def test_a_full_disk_stops_the_run_which_can_be_resumed(finished, tmp_path, monk
     run_training(Options(out=out, resume=True), "a test", quiet)
     for name in ("sparse.safetensors", "dense.safetensors"):
         assert (out / name).read_bytes() == (finished() / name).read_bytes()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_disk_that_is_full_from_the_first_byte_leaves_a_usable_folder(tmp_path, monkeypatch, resume):
+    def full(_file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out, settings = tmp_path / "run", SHORT | {"epochs": 4}
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder.os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            run_training(Options(**settings, out=out), "a test", quiet)
+    assert list(out.iterdir()) == []
+    run_training(Options(**settings, out=out, resume=resume), "a test", quiet)
+    assert RunFolder(out).finished
+
+
+def test_what_a_run_killed_while_it_made_its_folder_left_is_no_obstacle(tmp_path):
+    config = make_config("demo", threads=1)
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / ".config.json.tmp").write_text('{"format"')
+    RunFolder(tmp_path).check(config, resume=False)
+    (tmp_path / "checkpoint" / "last.pt").touch()
+    with pytest.raises(UserError, match="holds files but no run"):
+        RunFolder(tmp_path).check(config, resume=False)
 
 
 def test_models_are_written_with_shared_tensors_and_the_mode_of_the_umask(tmp_path):
