@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_origin, get_type_hints
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -16,10 +16,12 @@ from torch import Tensor
 
 from .._version import __version__
 from ..checkpoint import load_checkpoint, save_checkpoint
+from .documents import check, parse
 from .errors import UserError
 from .presets import RunConfig
 
 FORMAT = 2
+CONFIG_SHAPE = {name: get_origin(kind) or kind for name, kind in get_type_hints(RunConfig).items()}
 Kind = Literal["dense", "sparse"]
 
 
@@ -43,11 +45,13 @@ class RunFolder:
         """The configuration of the run that lies here. Raises UserError if it cannot be read."""
         path = self.path / "config.json"
         try:
-            content = json.loads(path.read_text())
+            content = parse(path.read_text())
+            check(content, {"format": int}, "config")
             if (found := content.pop("format")) != FORMAT:
                 raise ValueError(f"it is of format {found}, this version of acdc-kernels ({__version__}) has {FORMAT}")
+            check(content, CONFIG_SHAPE, "config")
             return RunConfig(**content)
-        except (AttributeError, OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, TypeError) as error:  # TypeError: keys that no configuration has
             raise UserError(f"{path}: not the configuration of a run ({error})") from error
 
     def check(self, config: RunConfig, resume: bool) -> None:

@@ -152,6 +152,9 @@ def test_a_broken_checkpoint(copy, damage, message):
         ('{"format": 2, "epochs": 3}', "missing"),
         ('{"format": 1, "preset": "demo"}', r"it is of format 1, this version of acdc-kernels \(.+\) has 2"),
         ('{"format": 99}', r"it is of format 99, this version of acdc-kernels \(.+\) has 2"),
+        ("null", "config: must be an object, got 'None'"),
+        ('{"format": [2]}', "config.format: must be a whole number"),
+        ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_a_broken_configuration(copy, text, message):
@@ -160,6 +163,41 @@ def test_a_broken_configuration(copy, text, message):
     with pytest.raises(UserError, match=rf"config.json: not the configuration of a run \(.*{message}"):
         run_training(Options(out=copy, resume=True), "a test", quiet)
     assert content(copy) == before
+
+
+OF_WRONG_TYPE = {
+    "epochs": ["8", None, 5.0, True, 10**30],
+    "seed": ["x", 1.5],
+    "threads": [None],
+    "lr": [None, "x", float("inf")],
+    "momentum": ["x"],
+    "augment": [1],
+    "preset": [["demo"], 3],
+    "model": [7],
+    "data_args": [3],
+    "phases": [3],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in OF_WRONG_TYPE.items() for value in values])
+def test_a_configuration_with_a_value_of_another_type(copy, key, value):
+    config = json.loads((copy / "config.json").read_text()) | {key: value}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=rf"config.json: not the configuration of a run \(config.{key}: must be "):
+        run_training(Options(out=copy, resume=True), "a test", quiet)
+
+
+def test_a_whole_number_may_stand_where_a_number_is_asked_for(copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"lr": 1}))
+    assert RunFolder(copy).config().lr == 1
+
+
+def test_a_configuration_with_unknown_settings(copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"colour": "red"}))
+    with pytest.raises(UserError, match=r"config.json: not the configuration of a run .*'colour'"):
+        RunFolder(copy).config()
 
 
 def test_a_full_disk_stops_the_run_which_can_be_resumed(finished, tmp_path, monkeypatch):
