@@ -95,6 +95,7 @@ def info() -> None:
         "acdc-kernels train --preset fashion-mnist --seed 1  a CNN on the 60,000 images",
         "acdc-kernels train --schedule dense                 the dense baseline of the demo",
         "acdc-kernels train --sparsity 0.95 --out runs/95    another sparsity, another folder",
+        "acdc-kernels train --pattern 2:4                    two of every four inputs are zero",
         "acdc-kernels train --optimizer adamw --lr 0.001     AdamW instead of SGD",
         "acdc-kernels train --resume --out runs/95           go on where Ctrl-C stopped it",
     ),
@@ -111,7 +112,13 @@ def train(
         typer.Option(help="Fraction of weights that is zero in compressed phases (default: the pattern's)."),
     ] = None,
     pattern: Annotated[
-        str | None, typer.Option(help="Which shapes of zeros are allowed (default: unstructured).", metavar="PATTERN")
+        str | None,
+        typer.Option(
+            help="Which shapes of zeros are allowed: unstructured; n:m (n of m consecutive inputs are kept); "
+            "2:4-transposable (2:4 both ways); block:RxC (R outputs by C inputs, kept or pruned together) "
+            "(default: the preset's).",
+            metavar="PATTERN",
+        ),
     ] = None,
     scope: Annotated[
         ScopeName | None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from . import data, plots
+from .documents import check, parse
 from .errors import UserError
 from .loop import Interrupted, Trainer
 from .presets import RunConfig, make_config
@@ -26,6 +26,11 @@ CHANGEABLE = (
     *("dataset", "data_args", "augment", "model", "model_args", "optimizer", "pattern", "precision", "scope"),
     *("epochs", "batch_size", "lr", "sparsity"),
 )
+BENCH_ROW = {
+    **dict.fromkeys(("op", "case", "dtype", "peer"), str),
+    "threads": int,
+    **dict.fromkeys(("ours_ms", "peer_ms", "speedup"), (float,)),
+}
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,8 @@ def show_reports(paths: Sequence[Path], markdown: Path | None, plot: Path | None
     for file in (markdown, plot):
         if file is not None and not file.resolve().parent.is_dir():
             raise UserError(f"{file}: its folder does not exist")
+    if plot is not None and plot.suffix.lower() not in plots.FORMATS:
+        raise UserError(f"plot: must be a file ending in {', '.join(plots.FORMATS)}, got {plot}")
     benches = [content for path in paths if (content := _bench_rows(path)) is not None]
     if benches:
         if len(benches) < len(paths) or plot is not None:
@@ -172,10 +179,16 @@ def _bench_rows(path: Path) -> list[dict[str, Any]] | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text())
+        content = parse(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
-    return content["rows"] if isinstance(content, dict) and "rows" in content else None
+    if not isinstance(content, dict) or "rows" not in content:
+        return None
+    try:
+        check(content["rows"], [BENCH_ROW], "rows")
+    except ValueError as error:
+        raise UserError(f"{path}: not a file of bench --json ({error})") from error
+    return content["rows"]
 
 
 def _bench_table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -57,6 +57,7 @@ class LayerCost:
     name: str
     weights: int
     positions: int
+    shared: bool = False  # its weight is that of a layer before it
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,16 @@ class FlopRule:
 
     @property
     def weights(self) -> int:
-        return sum(layer.weights for layer in self.layers)
+        """Weights of all layers; one that layers share counts once."""
+        return self.kept({layer.name: layer.weights for layer in self.layers})
+
+    def kept(self, nonzeros: dict[str, int]) -> int:
+        """How many of `weights` are nonzero, where each layer has `nonzeros[layer]` of them."""
+        return sum(nonzeros[layer.name] for layer in self.layers if not layer.shared)
+
+    def sparsity(self, nonzeros: dict[str, int]) -> float:
+        """The fraction of `weights` that is zero, where each layer keeps `nonzeros[layer]` of them."""
+        return 1 - self.kept(nonzeros) / self.weights
 
     @property
     def dense_forward(self) -> int:
@@ -132,12 +142,13 @@ class _Watch:
         self.fixed = 0
         self.known_products = 0  # FLOPs inside `fixed` that a counter of products sees as well
         self._unknown: dict[str, nn.Module] = {}
+        self._owners: dict[Tensor, str] = {}  # the first layer of each weight
         self._handles = []
         for name, module in model.named_modules():
             leaf = not any(True for _ in module.children())
             if leaf or hasattr(module, "fixed_flops"):
                 # first of all, so that what other hooks make of the output isn't seen here
-                self._handles.append(module.register_forward_hook(self._hook(name), prepend=True))
+                self._handles.append(module.register_forward_hook(self._hook(name), prepend=True, with_kwargs=True))
             elif next(module.parameters(recurse=False), None) is not None:
                 self._unknown[name] = module  # computes with parameters of its own, as MultiheadAttention does
 
@@ -150,29 +161,29 @@ class _Watch:
         return self._unknown
 
     def _hook(self, name: str):
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        # the example is a batch of one, so all elements are this sample's, whichever dimension the batch is
+        def hook(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+            inputs = (*args, *keywords.values())
+            first = keywords.get("input", inputs[0] if inputs else None)
             if hasattr(module, "fixed_flops"):
                 flops = module.fixed_flops(inputs, output)
                 self.fixed += flops
                 self.known_products += flops
             elif (channels := _output_channels(module)) is not None:
-                outputs = output[0].numel()
-                positions = (
-                    inputs[0][0].numel() // module.in_channels
-                    if isinstance(module, _TRANSPOSED)
-                    else outputs // channels
-                )
+                transposed = isinstance(module, _TRANSPOSED)
+                positions = first.numel() // module.in_channels if transposed else output.numel() // channels
                 before = self.layers.get(name)  # a layer may be used more than once
                 positions += before.positions if before else 0
-                self.layers[name] = LayerCost(name, module.weight.numel(), positions)
-                self.fixed += outputs if module.bias is not None else 0
+                shared = self._owners.setdefault(module.weight, name) != name
+                self.layers[name] = LayerCost(name, module.weight.numel(), positions, shared)
+                self.fixed += output.numel() if module.bias is not None else 0
             elif isinstance(module, _NORMS):
-                self.fixed += 2 * inputs[0][0].numel()
+                self.fixed += 2 * first.numel()
             elif isinstance(module, _ACTIVATIONS):
-                self.fixed += inputs[0][0].numel()
+                self.fixed += first.numel()
             elif isinstance(module, (*_POOLS, *_ADAPTIVE)):
                 values = output[0] if isinstance(output, tuple) else output
-                self.fixed += _window(module, inputs[0], values) * values[0].numel()
+                self.fixed += _window(module, first, values) * values.numel()
             elif not isinstance(module, _FREE):
                 self._unknown[name] = module
 
@@ -191,9 +202,9 @@ def _output_channels(module: nn.Module) -> int | None:
 
 
 def _window(module: nn.Module, inputs: Tensor, output: Tensor) -> int:
-    spatial = output.ndim - 2
     if isinstance(module, _ADAPTIVE):
-        return prod(-(-i // o) for i, o in zip(inputs.shape[2:], output.shape[2:], strict=True))
+        return prod(-(-i // o) for i, o in zip(inputs.shape, output.shape, strict=True))
+    spatial = next(i % 3 + 1 for i, kind in enumerate(_POOLS) if isinstance(module, kind))
     size: int | Sequence[int] = module.kernel_size
     if isinstance(size, Sequence) and len(size) == spatial:
         return prod(size)

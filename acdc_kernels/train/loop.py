@@ -42,6 +42,9 @@ class Trainer:
     def __init__(self, config: RunConfig, data: Dataset) -> None:
         self.config, self.data = config, data
         self.steps_per_epoch = len(data.train) // config.batch_size  # the last, smaller batch is dropped
+        for part, use in (("validation", "pick the epochs by"), ("test", "report on")):
+            if not len(getattr(data, part)):
+                raise UserError(f"data: {data.name} has no {part} samples to {use}, got {len(data.train)} to train on")
         if self.steps_per_epoch < 1:
             raise UserError(f"batch-size: must be at most {len(data.train)} training samples, got {config.batch_size}")
         torch.set_num_threads(config.threads)
@@ -80,6 +83,7 @@ class Trainer:
         """Save everything that decides the rest of the run, between any two steps; gradients are none of it."""
         self.optimizer.zero_grad()
         progress = {
+            "data": self.data.fingerprint,
             "step": self.step,
             "history": self.history,
             "epoch_sums": asdict(self._sums),
@@ -93,6 +97,11 @@ class Trainer:
         if saved is None:
             return False
         progress = saved["progress"]
+        if progress["data"] != self.data.fingerprint:
+            raise UserError(
+                f"{folder.path}: the data of this run is {progress['data']}, {self.data.name} here is "
+                f"{self.data.fingerprint}; go on with the data that it began with, or choose another --out"
+            )
         self.step, self.history = progress["step"], progress["history"]
         self._sums, self.clock = _EpochSums(**progress["epoch_sums"]), Clock(progress["seconds"])
         return True
@@ -186,7 +195,7 @@ class Trainer:
             "train_loss": loss,
             "train_accuracy": train_accuracy,
             "val_accuracy": accuracy,
-            "sparsity": 1 - sum(nonzeros.values()) / self.flops.weights,
+            "sparsity": self.flops.sparsity(nonzeros),
             "lr": sums.lr,
             "flops": self.flops.forward(nonzeros) / self.flops.dense_forward,
             "seconds": sums.seconds,

@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442"
 LINES = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (PURPLE, ":"), (SKY, "-"))
 SHADE = "#E8E8E8"
+FORMATS = (".png", ".pdf", ".svg")
 
 
 def plot_run(report: Mapping[str, Any], path: Path) -> None:

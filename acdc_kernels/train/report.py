@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .documents import check, parse
 from .errors import UserError
 from .loop import Trainer, evaluate
 from .machine import machine, versions
@@ -25,8 +26,23 @@ ADDED = {
     "model_args": "{}",
     "data_args": "{}",
 }
+_MODEL_SHAPE = {
+    "epoch": int,
+    **dict.fromkeys(("val_accuracy", "test_accuracy", "sparsity", "inference_flops"), float),
+}
+_ROW_SHAPE = {"epoch": int, "phase": str, **dict.fromkeys(("train_accuracy", "val_accuracy", "sparsity"), float)}
+_TIME_SHAPE = {"count": int, "seconds": float, "median_ms": (float,)}
+# what tables and curves rely on
+REPORT_SHAPE = {
+    "config": {"preset": str, "schedule": str, "epochs": int, "seed": int, "sparsity": float},
+    "models": {"sparse": (_MODEL_SHAPE,), "dense": (_MODEL_SHAPE,)},
+    "flops": {"training": float, "compressed_step": (float,)},
+    "time": dict.fromkeys(("dense", "compressed", "flip", "evaluation"), _TIME_SHAPE),
+    "history": [_ROW_SHAPE],
+}
+MEMORY = tuple(f"{name}_bytes" for name in ("model", "optimizer", "mask", "twin_on_disk", "peak"))
 DENSE_PRODUCTS = (
-    "FLOPs are those that the zeros make unnecessary. This version still computes dense products with masked weights,\n"
+    "FLOPs leave out products with zero weights. This version still computes dense products with masked weights,\n"
     "so a compressed step takes about as long as a dense one: the saving is not yet one of time."
 )
 
@@ -83,8 +99,8 @@ def _score(trainer: Trainer, folder: RunFolder, kind: Kind) -> dict[str, Any] | 
         "val_accuracy": evaluate(model, trainer.data.validation, config.precision),
         "test_accuracy": evaluate(model, trainer.data.test, config.precision),
         "weights": trainer.flops.weights,
-        "nonzeros": sum(nonzeros.values()),
-        "sparsity": 1 - sum(nonzeros.values()) / trainer.flops.weights,
+        "nonzeros": trainer.flops.kept(nonzeros),
+        "sparsity": trainer.flops.sparsity(nonzeros),
         "inference_flops": trainer.flops.forward(nonzeros) / trainer.flops.dense_forward,
         "layers": [
             {
@@ -105,11 +121,21 @@ def read_report(path: Path) -> dict[str, Any]:
         state = "an unfinished run; continue it with --resume" if RunFolder(path).holds_run else "no run"
         raise UserError(f"{path}: holds {state} (there is no report.json)")
     try:
-        report = json.loads(file.read_text())
+        report = parse(file.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read ({error})") from error
-    if not isinstance(report, dict) or report.get("format") != FORMAT or "models" not in report:
-        raise UserError(f"{file}: not the report of a run")
+    try:
+        check(report, {"format": int}, "report")
+        if report["format"] != FORMAT:
+            raise ValueError(f"it is of format {report['format']}, must be of {FORMAT}")
+        check(report, REPORT_SHAPE, "report")
+        if "memory" in report:
+            check(report["memory"], dict.fromkeys(MEMORY, int), "report.memory")
+        epochs, rows = report["config"]["epochs"], len(report["history"])
+        if not 0 < rows == epochs:
+            raise ValueError(f"report.history: must have a row for each of {epochs} epochs, got {rows}")
+    except ValueError as error:
+        raise UserError(f"{file}: not the report of a run ({error})") from error
     return report
 
 
@@ -135,7 +161,7 @@ def summary(report: dict[str, Any]) -> str:
         facts = time[kind]
         return f"{duration(facts['seconds'])} in {kind} phases ({facts['median_ms']:.1f} ms a step)"
 
-    spent = [phases(kind) for kind in ("dense", "compressed") if time[kind]["count"]]
+    spent = [phases(kind) for kind in ("dense", "compressed") if time[kind]["median_ms"] is not None]
     spent += [f"{duration(time['flip']['seconds'])} in flips"] if time["flip"]["count"] else []
     spent += [f"{duration(time['evaluation']['seconds'])} in evaluation"]
     compressed = "" if flops["compressed_step"] is None else f"; a compressed step {percent(flops['compressed_step'])}"
@@ -152,8 +178,8 @@ def summary(report: dict[str, Any]) -> str:
         lines.append(f"memory          {_memory(report['memory'])}")
     if models["sparse"]:
         lines += ["", DENSE_PRODUCTS]
-        if models["dense"]["sparsity"] >= 0.001:
-            lines.append("The dense twin's zeros are weights that got no gradient since they were last pruned.")
+        if models["dense"] and models["dense"]["sparsity"] >= 0.001:
+            lines.append("The dense twin's zeros were pruned, or zero from the start, and have got no gradient since.")
     return "\n".join(lines)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_origin, get_type_hints
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -14,10 +16,12 @@ from torch import Tensor
 
 from .._version import __version__
 from ..checkpoint import load_checkpoint, save_checkpoint
+from .documents import check, parse
 from .errors import UserError
 from .presets import RunConfig
 
 FORMAT = 2
+CONFIG_SHAPE = {name: get_origin(kind) or kind for name, kind in get_type_hints(RunConfig).items()}
 Kind = Literal["dense", "sparse"]
 
 
@@ -41,11 +45,13 @@ class RunFolder:
         """The configuration of the run that lies here. Raises UserError if it cannot be read."""
         path = self.path / "config.json"
         try:
-            content = json.loads(path.read_text())
+            content = parse(path.read_text())
+            check(content, {"format": int}, "config")
             if (found := content.pop("format")) != FORMAT:
                 raise ValueError(f"it is of format {found}, this version of acdc-kernels ({__version__}) has {FORMAT}")
+            check(content, CONFIG_SHAPE, "config")
             return RunConfig(**content)
-        except (AttributeError, OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, TypeError) as error:  # TypeError: keys that no configuration has
             raise UserError(f"{path}: not the configuration of a run ({error})") from error
 
     def check(self, config: RunConfig, resume: bool) -> None:
@@ -62,12 +68,14 @@ class RunFolder:
                 raise UserError(
                     f"{self.path}: holds this run, {state}; continue it with --resume or choose another --out"
                 )
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and not all(map(_left_by_create, self.path.iterdir())):
             raise UserError(f"{self.path}: holds files but no run (there is no config.json); choose another --out")
 
     def create(self, config: RunConfig) -> None:
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        """Make the folder ready for the run of `config`; whatever stops this leaves what `check` accepts."""
+        self.path.mkdir(parents=True, exist_ok=True)
         self.write_json("config.json", {"format": FORMAT, **config.to_dict()})
+        self.checkpoint.parent.mkdir(exist_ok=True)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         with _replacing(self.path / name) as temporary:
@@ -109,23 +117,28 @@ class RunFolder:
             return {name: file.get_tensor(name) for name in names}, json.loads(file.metadata()["run"])
 
 
-class _replacing:
+def _left_by_create(path: Path) -> bool:
+    """Whether `path` is what a killed or failed `RunFolder.create` may have left."""
+    empty = path.name == "checkpoint" and path.is_dir() and not any(path.iterdir())
+    return empty or path.name == _temporary(Path("config.json")).name
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}.tmp")
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
     """A path to write to; on success it takes the target's place at once, on failure the target is untouched."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-        self.temporary = target.with_name(f".{target.name}.tmp")
-
-    def __enter__(self) -> Path:
-        return self.temporary
-
-    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        if failure is None:
-            with self.temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(self.temporary, self.target)
-        else:
-            self.temporary.unlink(missing_ok=True)
+    temporary = _temporary(target)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _separate(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -52,8 +52,9 @@ class TensorSplit:
 class Dataset:
     """A data set: training, validation (picks the checkpoints) and test (only reported).
 
-    `source` says where the data came from; `classes` is the number of classes, or the size of a text's vocabulary;
-    `example` is one input batch of size 1, with the shape and dtype of every other input.
+    `source` says where the data came from; `fingerprint` is equal for equal samples, wherever they lie (what is the
+    same everywhere, like files of known digests, needs none). `classes` is the number of classes, or the size of a
+    text's vocabulary; `example` is one input batch of size 1, with the shape and dtype of every other input.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Dataset:
     test: Split
     example: Tensor
     unit: Literal["images", "characters"] = "images"
+    fingerprint: str = ""
 
 
 def hold_out(samples: int, validation: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -85,7 +85,7 @@ def load(
         f"{sum(map(len, parts.values())):,} of {sum(map(len, texts.values())):,} characters"
     )
     example = torch.zeros(1, block, dtype=torch.int64)
-    return Dataset("python-text", source, UNKNOWN + 1, **splits, example=example, unit="characters")
+    return Dataset("python-text", source, UNKNOWN + 1, **splits, example=example, unit="characters", fingerprint=source)
 
 
 def read(root: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import math
 import os
@@ -146,7 +147,15 @@ def load_folder(
         validation=split([train.samples[i] for i in held.tolist()]),
         test=split(test.samples),
         example=torch.zeros(1, 3, size, size),
+        fingerprint=fingerprint(folder, train.samples, test.samples),
     )
+
+
+def fingerprint(folder: Path, train: list[tuple[str, int]], test: list[tuple[str, int]]) -> str:
+    """What a resumed run compares: how many images there are, and their names below `folder` in order."""
+    names = "\n".join(Path(path).relative_to(folder).as_posix() for path, _ in (*train, *test))
+    digest = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
+    return f"{len(train):,} images in train/, {len(test):,} in val/ (sha256 of their names {digest[:16]})"
 
 
 class FolderSplit:

@@ -51,6 +51,104 @@ BY_HAND = {
 }
 
 
+class Text(nn.Module):
+    """Embedding, linear, ReLU, linear over [B, T], whose layers see tokens as [B, T, C], [T, B, C] or [B * T, C]."""
+
+    def __init__(self, layout):
+        super().__init__()
+        self.layout = layout
+        self.embed, self.norm = nn.Embedding(5, 4), nn.LayerNorm(4)
+        self.up, self.act, self.head = nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 5)
+
+    def forward(self, x):
+        h = self.embed(x)
+        h = {"batch first": h, "sequence first": h.transpose(0, 1), "flattened": h.flatten(0, 1)}[self.layout]
+        return self.head(self.act(self.up(self.norm(h))))
+
+
+@pytest.mark.parametrize("layout", ["batch first", "sequence first", "flattened"])
+def test_where_the_batch_lies_does_not_matter(layout):
+    rule = FlopRule.of(Text(layout), torch.zeros(1, 6, dtype=torch.int64))
+    products, bias, norm, relu = 2 * (4 * 8 + 8 * 5), 8 + 5, 2 * 4, 8
+    assert rule.dense_forward == 6 * (products + bias + norm + relu)
+    assert {layer.positions for layer in rule.layers} == {6}
+
+
+class Unbatched(nn.Module):
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        return self.body(x[0])
+
+
+POOLED = {
+    "max": nn.MaxPool2d(2),
+    "with indices": nn.MaxPool2d(2, return_indices=True),
+    "adaptive": nn.AdaptiveAvgPool2d(2),
+}
+
+
+@pytest.mark.parametrize("pool", POOLED)
+def test_pools_without_a_batch_dimension(pool):
+    assert FlopRule.of(Unbatched(POOLED[pool]), torch.zeros(1, 3, 4, 4)).fixed == 4 * 3 * 2 * 2
+
+
+class ByKeyword(nn.Module):
+    def __init__(self, layers, **more):
+        super().__init__()
+        self.layers, self.more = nn.ModuleList(layers), more
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(**self.more, input=x)
+        return x
+
+
+class Stated(nn.Module):
+    def forward(self, input):
+        return input
+
+    def fixed_flops(self, inputs, output):
+        return inputs[0].numel()
+
+
+CALLED_BY_KEYWORD = {
+    "linear, norm, relu": ([nn.Linear(4, 3), nn.LayerNorm(3), nn.ReLU()], {}, (4,), 2 * 12 + 3 + 2 * 3 + 3),
+    "pool": ([nn.MaxPool1d(2)], {}, (1, 4), 2 * 2),
+    "transposed, input last": (
+        [nn.ConvTranspose2d(1, 2, 2, bias=False)],
+        {"output_size": None},
+        (1, 3, 3),
+        2 * 8 * 9,
+    ),
+    "a cost of its own": ([Stated()], {}, (7,), 7),
+}
+
+
+@pytest.mark.parametrize("case", CALLED_BY_KEYWORD)
+def test_modules_called_by_keyword(case):
+    layers, more, shape, flops = CALLED_BY_KEYWORD[case]
+    assert FlopRule.of(ByKeyword(layers, **more), torch.zeros(1, *shape)).dense_forward == flops
+
+
+def test_a_weight_that_layers_share_counts_once_and_computes_twice():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    model[1].weight = model[0].weight
+    rule = FlopRule.of(model, torch.zeros(1, 4))
+    assert rule.weights == 16 + 8
+    assert rule.dense_forward == 2 * (16 + 16 + 8) + 4 + 4 + 2
+    with torch.no_grad():
+        model[0].weight[0] = 0.0
+        model[0].weight[1:] = 1.0
+        model[2].weight.fill_(1.0)
+    nonzeros = rule.nonzeros(model)
+    assert nonzeros == {"0": 12, "1": 12, "2": 8}
+    assert (rule.kept(nonzeros), rule.sparsity(nonzeros)) == (20, 1 - 20 / 24)
+    assert rule.forward(nonzeros) == 2 * (12 + 12 + 8) + 10
+
+
 @pytest.mark.parametrize("case", BY_HAND)
 def test_dense_forward_by_hand(case):
     make, shape, weights, flops = BY_HAND[case]

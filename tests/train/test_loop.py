@@ -1,5 +1,6 @@
 """Training itself: bits that repeat, stopping and resuming at any step, and the choice of the pair."""
 
+import dataclasses
 import math
 import os
 import random
@@ -200,6 +201,32 @@ def test_a_batch_larger_than_the_data():
     digits = data.load("digits", validation=0.5, seed=0)
     with pytest.raises(UserError, match="batch-size: must be at most 719 training samples, got 720"):
         Trainer(make_config("demo", batch_size=720, threads=1), digits)
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_a_part_without_samples_is_refused_before_training(part):
+    digits = data.load("digits", validation=0.5, seed=0)
+    empty = data.TensorSplit(torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(UserError, match=f"data: digits has no {part} samples to .*, got 719 to train on"):
+        Trainer(make_config("demo", threads=1), dataclasses.replace(digits, **{part: empty}))
+
+
+def test_other_data_is_refused_when_a_run_goes_on(tmp_path):
+    digits = data.load("digits", validation=0.5, seed=0)
+    one, same, other = (
+        Trainer(make_config("demo", model="mlp-8", threads=1), dataclasses.replace(digits, **marks))
+        for marks in (
+            {"fingerprint": "Python 3.11"},
+            {"fingerprint": "Python 3.11", "source": "elsewhere"},
+            {"fingerprint": "Python 3.12"},
+        )
+    )
+    folder = RunFolder(tmp_path)
+    folder.create(one.config)
+    one.save(folder)
+    assert same.restore(folder)
+    with pytest.raises(UserError, match=r"the data of this run is Python 3.11, digits here is Python 3.12; go on with"):
+        other.restore(folder)
 
 
 def test_learning_rate_warms_up_then_falls_as_a_cosine():

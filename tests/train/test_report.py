@@ -1,7 +1,9 @@
 """What a run reports, and how several runs are compared."""
 
 import copy
+import functools
 import json
+import operator
 import re
 import struct
 
@@ -176,6 +178,11 @@ def test_benchmark_files(tmp_path):
         ("broken.json", "{", "cannot be read"),
         ("other.json", "{}", "not the report of a run"),
         ("list.json", "[1]", "not the report of a run"),
+        ("deep.json", "[" * 100_000, "cannot be read .it is nested too deeply"),
+        ("later.json", '{"format": 2}', "not the report of a run .it is of format 2, must be of 1"),
+        ("short.json", '{"format": 1, "models": {}}', "not the report of a run .report: missing config, flops, time"),
+        ("rows.json", '{"rows": [{}]}', "not a file of bench --json .rows.0.: missing op, case"),
+        ("three.json", '{"rows": 3}', "not a file of bench --json .rows: must be a list, got '3'"),
     ],
 )
 def test_what_is_no_report(tmp_path, name, text, message):
@@ -183,6 +190,45 @@ def test_what_is_no_report(tmp_path, name, text, message):
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=f"{name}: {message}"):
         show_reports([tmp_path / name], None, None, quiet)
+
+
+# place in the report, what stands there, message
+SPOILT = [
+    (("models",), {"sparse": None}, "report.models: missing dense"),
+    (("models", "dense"), {}, "report.models.dense: missing epoch, val_accuracy"),
+    (("models", "sparse", "sparsity"), None, "report.models.sparse.sparsity: must be a number, got 'None'"),
+    (("config", "schedule"), 3, "report.config.schedule: must be a string, got '3'"),
+    (("flops", "training"), "all", "report.flops.training: must be a number, got 'all'"),
+    (("time", "dense", "seconds"), float("nan"), "report.time.dense.seconds: must be a number, got 'nan'"),
+    (("time", "flip"), None, "report.time.flip: must be an object"),
+    (("memory",), {"peak_bytes": 3}, "report.memory: missing model_bytes"),
+    (("history",), [], "report.history: must have a row for each of 5 epochs, got 0"),
+    (("history", 2), {}, r"report.history\[2\]: missing epoch, phase"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "message"), SPOILT)
+def test_a_report_that_lacks_what_is_shown(finished, tmp_path, place, value, message):
+    report = read_report(finished())
+    *way, last = place
+    functools.reduce(operator.getitem, way, report)[last] = value
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    with pytest.raises(UserError, match=rf"report.json: not the report of a run \({message}"):
+        show_reports([tmp_path / "report.json"], None, None, quiet)
+
+
+def test_a_sparse_model_without_a_twin_is_shown(finished):
+    report = read_report(finished())
+    report["models"]["dense"] = None
+    assert "twin's zeros" not in summary(report)
+
+
+@pytest.mark.parametrize("name", ["curves.xyz", "curves", "."])
+def test_curves_of_another_format_are_refused_before_anything_is_shown(finished, tmp_path, name):
+    said = []
+    with pytest.raises(UserError, match=r"plot: must be a file ending in .png, .pdf, .svg, got "):
+        show_reports([finished()], tmp_path / "table.md", tmp_path / name, said.append)
+    assert said == list(tmp_path.iterdir()) == []
 
 
 def test_folders_without_a_report(tmp_path):

@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 
 from acdc_kernels import save_checkpoint
 from acdc_kernels.checkpoint import archive
+from acdc_kernels.train import run_folder
 from acdc_kernels.train.cli import app
 from acdc_kernels.train.command import Options, run_training
 from acdc_kernels.train.errors import UserError
+from acdc_kernels.train.presets import make_config
 from acdc_kernels.train.run_folder import RunFolder
 
 from .conftest import SHORT, quiet
@@ -150,6 +152,9 @@ def test_a_broken_checkpoint(copy, damage, message):
         ('{"format": 2, "epochs": 3}', "missing"),
         ('{"format": 1, "preset": "demo"}', r"it is of format 1, this version of acdc-kernels \(.+\) has 2"),
         ('{"format": 99}', r"it is of format 99, this version of acdc-kernels \(.+\) has 2"),
+        ("null", "config: must be an object, got 'None'"),
+        ('{"format": [2]}', "config.format: must be a whole number"),
+        ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_a_broken_configuration(copy, text, message):
@@ -158,6 +163,41 @@ def test_a_broken_configuration(copy, text, message):
     with pytest.raises(UserError, match=rf"config.json: not the configuration of a run \(.*{message}"):
         run_training(Options(out=copy, resume=True), "a test", quiet)
     assert content(copy) == before
+
+
+OF_WRONG_TYPE = {
+    "epochs": ["8", None, 5.0, True, 10**30],
+    "seed": ["x", 1.5],
+    "threads": [None],
+    "lr": [None, "x", float("inf")],
+    "momentum": ["x"],
+    "augment": [1],
+    "preset": [["demo"], 3],
+    "model": [7],
+    "data_args": [3],
+    "phases": [3],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in OF_WRONG_TYPE.items() for value in values])
+def test_a_configuration_with_a_value_of_another_type(copy, key, value):
+    config = json.loads((copy / "config.json").read_text()) | {key: value}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=rf"config.json: not the configuration of a run \(config.{key}: must be "):
+        run_training(Options(out=copy, resume=True), "a test", quiet)
+
+
+def test_a_whole_number_may_stand_where_a_number_is_asked_for(copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"lr": 1}))
+    assert RunFolder(copy).config().lr == 1
+
+
+def test_a_configuration_with_unknown_settings(copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"colour": "red"}))
+    with pytest.raises(UserError, match=r"config.json: not the configuration of a run .*'colour'"):
+        RunFolder(copy).config()
 
 
 def test_a_full_disk_stops_the_run_which_can_be_resumed(finished, tmp_path, monkeypatch):
@@ -181,6 +221,31 @@ def test_a_full_disk_stops_the_run_which_can_be_resumed(finished, tmp_path, monk
     run_training(Options(out=out, resume=True), "a test", quiet)
     for name in ("sparse.safetensors", "dense.safetensors"):
         assert (out / name).read_bytes() == (finished() / name).read_bytes()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_disk_that_is_full_from_the_first_byte_leaves_a_usable_folder(tmp_path, monkeypatch, resume):
+    def full(_file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out, settings = tmp_path / "run", SHORT | {"epochs": 4}
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder.os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            run_training(Options(**settings, out=out), "a test", quiet)
+    assert list(out.iterdir()) == []
+    run_training(Options(**settings, out=out, resume=resume), "a test", quiet)
+    assert RunFolder(out).finished
+
+
+def test_what_a_run_killed_while_it_made_its_folder_left_is_no_obstacle(tmp_path):
+    config = make_config("demo", threads=1)
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / ".config.json.tmp").write_text('{"format"')
+    RunFolder(tmp_path).check(config, resume=False)
+    (tmp_path / "checkpoint" / "last.pt").touch()
+    with pytest.raises(UserError, match="holds files but no run"):
+        RunFolder(tmp_path).check(config, resume=False)
 
 
 def test_models_are_written_with_shared_tensors_and_the_mode_of_the_umask(tmp_path):

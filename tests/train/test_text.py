@@ -80,7 +80,9 @@ def test_the_source_tells_the_version_and_the_text(tmp_path):
     assert one.source.endswith("), 2,000 of 2,000 characters")
     assert text.load(0.25, 7, block=10, root=tmp_path / "one").source == one.source
     (tmp_path / "one" / "m0.py").write_text("changed\n")
-    assert text.load(0.25, 0, block=10, root=tmp_path / "one").source != one.source
+    other = text.load(0.25, 0, block=10, root=tmp_path / "one")
+    assert other.source != one.source
+    assert (one.fingerprint, other.fingerprint) == (one.source, other.source)
 
 
 def test_a_number_of_characters_cuts_each_part_to_its_share(tmp_path):

@@ -1,6 +1,8 @@
 """CIFAR and folders of images: augmentation that repeats, and reading through torchvision where it can be imported."""
 
 import importlib
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -142,6 +144,17 @@ def test_missing_cifar_says_how_to_get_it(torchvision, tmp_path):
         data.load("cifar100", validation=0.1, seed=0, folder=tmp_path / "nothing")
 
 
+def test_the_fingerprint_of_a_folder_is_of_names_not_of_places():
+    def mark(place, *names):
+        samples = [(str(place / "train" / name), 0) for name in names]
+        return vision.fingerprint(place, samples, [(str(place / "val" / "ant" / "1.png"), 0)])
+
+    here = mark(Path("images"), "ant/1.png", "ant/2.png")
+    assert re.fullmatch(r"2 images in train/, 1 in val/ \(sha256 of their names [0-9a-f]{16}\)", here)
+    assert mark(Path("/moved/elsewhere"), "ant/1.png", "ant/2.png") == here
+    assert len({here, mark(Path("images"), "ant/1.png", "ant/3.png"), mark(Path("images"), "ant/2.png")}) == 3
+
+
 def image_folder(folder, torchvision, classes=("ant", "bee")):
     """Eight images of 40x30 pixels a class to train on and three to test on, each of one colour, as PNG."""
     to_image = importlib.import_module("torchvision.transforms.functional").to_pil_image
@@ -163,6 +176,7 @@ def test_a_folder_of_images(torchvision, tmp_path):
     one = by_workers[0]
     assert [len(part) for part in (one.train, one.validation, one.test)] == [12, 4, 6]
     assert (one.classes, one.source, tuple(one.example.shape)) == (2, str(tmp_path), (1, 3, 16, 16))
+    assert one.fingerprint.startswith("16 images in train/, 6 in val/ (sha256 of their names ")
     order = data.epoch_order(12, 0, 3)
     state = torch.get_rng_state()
     runs = [list(found.train.batches(order, 5, 3)) for found in (*by_workers, one)]

@@ -58,6 +58,8 @@ def build_model(name: str, dataset: Dataset, seed: int, model_args: str = "{}") 
         return family.make(rest, dataset)
     except BadName as error:
         raise UserError(f"model: must be {family.spelling} ({error}), got {name!r}") from None
+    except (RuntimeError, TypeError, OverflowError, MemoryError) as error:  # sizes that torch can't hold
+        raise UserError(f"model: {name!r} cannot be built ({str(error).splitlines()[0]})") from error
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

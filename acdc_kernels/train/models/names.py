@@ -10,6 +10,8 @@ class BadName(ValueError):
 def whole_numbers(rest: str, count: int, rule: str) -> list[int]:
     """The `count` positive whole numbers that `rest` (``28-10``) holds; `rule` says in words what they must be."""
     parts = rest.split("-")
-    if len(parts) != count or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) != count or not all(
+        part.isascii() and part.isdigit() and 0 < len(part.lstrip("0")) < 19 for part in parts
+    ):
         raise BadName(rule)
     return [int(part) for part in parts]
