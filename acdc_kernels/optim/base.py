@@ -77,9 +77,9 @@ class MaskedOptimizer(Optimizer):
                 dtype = p.dtype
                 if (
                     dtype in FLOAT_DTYPES
-                    and grad.dtype == dtype
-                    and grad.layout == torch.strided
-                    and p.layout == torch.strided
+                    and grad.dtype is dtype
+                    and grad.layout is torch.strided
+                    and p.layout is torch.strided
                 ):
                     params.append(p)
                     grads.append(grad)
