@@ -37,7 +37,9 @@ def save_checkpoint(path: str | os.PathLike[str], /, **parts: Any) -> None:
     "torch", "parts", "about", "rng"}``, with a BLAKE2b digest of the file in the archive's comment.
 
     Raises:
-        TypeError: a part holds something else than plain data (the place is named); nothing was written.
+        TypeError: a part holds what can't be read back as plain data (the place is named): an object, also as an
+            attribute of a tensor, an int of more than 2039 bits, a tensor without memory of its own, a list in itself;
+            nothing was written.
         OSError: the file cannot be written; `path` is as it was, and nothing is left beside it.
     """
     states, about = {}, {}
@@ -66,8 +68,9 @@ def load_checkpoint(path: str | os.PathLike[str], /, **parts: Any) -> dict[str, 
 
     Everything is checked before anything is changed: the file's digest and format; the names of the parts; of a module,
     its tensors' names, shapes and dtypes; of an optimizer, its groups, their hyper-parameters' names, the shapes of
-    their parameters, and whether it takes masks; of an LR schedule or GradScaler, the names of its entries; of any part
-    with a method ``check_state_dict(state)``, such as a Sparsifier, whatever that raises ValueError or TypeError for.
+    their parameters, its ``state_dtype``, and whether it takes masks; of an LR schedule or GradScaler, the names of its
+    entries; then, of any part with a method ``check_state_dict(state)``, such as a Sparsifier or a masked optimizer,
+    whatever that raises ValueError or TypeError for.
     Other parts are asked first to load theirs, in the order they were saved: if one refuses, no later one is changed.
 
     The file is memory-mapped and its tensors copied part by part: no tensor of the run refers to it afterwards.

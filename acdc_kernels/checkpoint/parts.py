@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 Differing = Callable[[str, Any, Any, Mapping[str, Any]], list[str]]
 
 _PLAIN = (type(None), bool, int, float, str, bytes, torch.Size, torch.dtype, torch.device)
-_TENSORS = (Tensor, nn.Parameter, nn.Buffer)
+_HOLDERS = (Tensor, nn.Parameter, nn.Buffer, dict, OrderedDict, Counter, list, tuple)
+_LAYOUTS = (torch.strided, torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+_INT_BITS = 2039  # without the sign: torch's reader takes 255 bytes
+_DEPTH = 100
 # what an object's own load_state_dict raises for a state that isn't its own
 _REFUSALS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
@@ -34,29 +38,54 @@ def describe(part: object) -> dict[str, Any]:
     about: dict[str, Any] = {"kind": kind, "class": f"{type(part).__module__}.{type(part).__qualname__}"}
     if isinstance(part, torch.optim.Optimizer):
         about["shapes"] = _group_shapes(part)
+        about["state_dtype"] = getattr(part, "state_dtype", None)
     return about
 
 
-def _group_shapes(optimizer: torch.optim.Optimizer) -> list[list[list[int]]]:
-    return [[list(p.shape) for p in group["params"]] for group in optimizer.param_groups]
+def _group_shapes(optimizer: torch.optim.Optimizer) -> list[list[Any]]:
+    return [
+        ["uninitialized" if is_lazy(p) else list(p.shape) for p in group["params"]] for group in optimizer.param_groups
+    ]
 
 
-def check_plain(where: str, value: Any) -> None:
-    """Raises TypeError, naming the place, if `value` holds what reading without executing anything can't give back."""
-    if type(value) in _TENSORS or type(value) in _PLAIN:
+def check_plain(where: str, value: Any, holders: tuple[int, ...] = ()) -> None:
+    """Raises TypeError, naming the place, if `value` holds what reading without executing anything can't give back.
+
+    `holders` are the ids of what `value` is in.
+    """
+    if type(value) not in _HOLDERS:
+        _check_atom(
+            where,
+            value,
+            "plain data (None, bool, int, float, str, bytes, tensors, and lists, tuples and dicts of these)",
+        )
         return
-    if type(value) in (dict, OrderedDict):
+    if id(value) in holders:
+        raise TypeError(f"save_checkpoint: {where} must be plain data, and must not hold itself")
+    if len(holders) == _DEPTH:
+        raise TypeError(f"save_checkpoint: {where} must be nested at most {_DEPTH} deep")
+    holders = (*holders, id(value))
+    if isinstance(value, Tensor):
+        if value.layout not in _LAYOUTS or value._is_zerotensor():
+            got = "one without memory" if value.layout in _LAYOUTS else value.layout
+            raise TypeError(f"save_checkpoint: {where} must be a strided or sparse tensor, got {got}")
+    elif isinstance(value, dict):
         for key, item in value.items():
-            if type(key) not in _PLAIN:
-                raise TypeError(f"save_checkpoint: a key of {where} must be plain data, got {_kind(key)}")
-            check_plain(f"{where}[{key!r}]", item)
-    elif type(value) in (list, tuple):
-        for i, item in enumerate(value):
-            check_plain(f"{where}[{i}]", item)
+            _check_atom(f"a key of {where}", key, "plain data")
+            check_plain(f"{where}[{key!r}]", item, holders)
     else:
+        for i, item in enumerate(value):
+            check_plain(f"{where}[{i}]", item, holders)
+    for name, item in getattr(value, "__dict__", {}).items():
+        check_plain(f"{where}.{name}", item, holders)
+
+
+def _check_atom(where: str, value: Any, what: str) -> None:
+    if type(value) not in _PLAIN:
+        raise TypeError(f"save_checkpoint: {where} must be {what}, got {_kind(value)}")
+    if type(value) is int and value.bit_length() > _INT_BITS:
         raise TypeError(
-            f"save_checkpoint: {where} must be plain data (None, bool, int, float, str, bytes, tensors, and lists, "
-            f"tuples and dicts of these), got {_kind(value)}"
+            f"save_checkpoint: {where} must be an int of at most {_INT_BITS} bits, got {value.bit_length()}"
         )
 
 
@@ -76,7 +105,8 @@ def checker(part: object) -> Differing | None:
         checks.append(_own_differences)
     if not checks:
         return None
-    return lambda *facts: [line for check in checks for line in check(*facts)]
+    # its own check is asked last, about a state that is otherwise of its kind
+    return lambda *facts: next((lines for check in checks if (lines := check(*facts))), [])
 
 
 def _own_differences(name: str, part: Any, state: Any, about: Mapping[str, Any]) -> list[str]:
@@ -108,6 +138,8 @@ def _only(name: str, here: Mapping[str, Any], there: Mapping[str, Any]) -> list[
 
 
 def _tensor_kind(value: object) -> str:
+    if is_lazy(value):
+        return "uninitialized"
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else "no tensor"
 
 
@@ -132,6 +164,9 @@ def _optimizer_differences(name: str, part: torch.optim.Optimizer, state: Any, a
         # an LR schedule adds its own; those of another kind of optimizer are among the missing ones
         if missing := sorted(wanted - group.keys()):
             lines.append(f"{name} is {type(part).__name__} here, but group {i} there has no {', '.join(missing)}")
+    mine, theirs = getattr(part, "state_dtype", None), about.get("state_dtype")
+    if mine != theirs:
+        lines.append(f"{name}'s state_dtype is {mine} here and {theirs} there")
     if state.get("masks") and not hasattr(part, "masks"):
         lines.append(f"{name} is {type(part).__name__} here, which takes no masks, but has masks there")
     return lines
@@ -150,19 +185,18 @@ def _saved_as(about: Mapping[str, Any]) -> str:
 def restore(where: str, part: Any, state: Any) -> None:
     """``part.load_state_dict`` with tensors that are the part's to keep; a refusal becomes a ValueError."""
     try:
-        part.load_state_dict(own(state, isinstance(part, nn.Module)))
+        part.load_state_dict(own(state))
     except _REFUSALS as error:
         raise ValueError(f"{where} refused its state ({error})") from error
 
 
-def own(value: Any, module: bool = False) -> Any:
-    """`value` with tensors of its own in place of the file's; a module copies its tensors itself, its extras not."""
+def own(value: Any) -> Any:
+    """`value` with tensors of its own in place of the file's."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, dict):
         for key, item in value.items():
-            if not (module and isinstance(item, Tensor) and not str(key).endswith("_extra_state")):
-                value[key] = own(item)
+            value[key] = own(item)
         return value  # in place: a module's state carries versions as an attribute
     if type(value) in (list, tuple):
         return type(value)(own(item) for item in value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -32,7 +32,7 @@ class MaskedOptimizer(Optimizer):
         raise NotImplementedError
 
     def _torch_step(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
-        """Update parameters that have no kernel (sparse gradients, complex numbers) as torch does, without masks."""
+        """Update parameters that have no kernel (``_check_others``) as torch does, without masks."""
         raise NotImplementedError
 
     def _start(self, state_dtype: torch.dtype | None) -> None:
@@ -48,6 +48,11 @@ class MaskedOptimizer(Optimizer):
         super().add_param_group(param_group)
 
     @property
+    def state_dtype(self) -> torch.dtype | None:
+        """The dtype that the state of 16-bit parameters has; None: theirs."""
+        return self._state_dtype
+
+    @property
     def masks(self) -> Masks:
         """Parameter -> mask bits; see :class:`acdc_kernels.optim.masks.Masks`."""
         return self._masks
@@ -59,7 +64,7 @@ class MaskedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        found_inf = getattr(self, "found_inf", None)
+        found_inf = self._found_inf
         if found_inf is not None and found_inf.is_cpu and not torch.compiler.is_compiling() and found_inf.item():
             return loss
         work = []
@@ -69,7 +74,13 @@ class MaskedOptimizer(Optimizer):
                 grad = p.grad
                 if grad is None:
                     continue
-                if p.dtype in FLOAT_DTYPES and grad.layout == torch.strided and p.layout == torch.strided:
+                dtype = p.dtype
+                if (
+                    dtype in FLOAT_DTYPES
+                    and grad.dtype is dtype
+                    and grad.layout is torch.strided
+                    and p.layout is torch.strided
+                ):
                     params.append(p)
                     grads.append(grad)
                 else:
@@ -89,7 +100,16 @@ class MaskedOptimizer(Optimizer):
         return loss
 
     def _check_others(self, params: list[Tensor]) -> None:
-        """Raise if one of ``params``, for which there is no kernel, can't be updated at all."""
+        """Raise if one of ``params``, for which there is no kernel, can't be updated at all.
+
+        They are complex or sparse, or their gradient is sparse or of another dtype (``p.grad_dtype``).
+        """
+
+    @property
+    def _found_inf(self) -> Tensor | None:
+        """GradScaler's, which is the number 0 for an optimizer without any gradient."""
+        found_inf = getattr(self, "found_inf", None)
+        return found_inf if isinstance(found_inf, Tensor) else None
 
     def _launch(
         self,
@@ -124,12 +144,13 @@ class MaskedOptimizer(Optimizer):
         self, lr: float | Tensor, device: torch.device
     ) -> tuple[float, Tensor | None, Tensor | None, Tensor | None]:
         """(lr, lr_tensor, grad_scale, found_inf) as the ops take them. Nothing is read from a device."""
-        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        scale, found_inf = getattr(self, "grad_scale", None), self._found_inf
         scale = None if scale is None else scale.to(device, non_blocking=True)
         found_inf = None if found_inf is None else found_inf.to(device, non_blocking=True)
         if not isinstance(lr, Tensor):
             return float(lr), None, scale, found_inf
-        return 0.0, lr.detach() if lr.is_cpu else lr.detach().to(device, non_blocking=True), scale, found_inf
+        lr = lr.detach() if lr.is_floating_point() else lr.detach().double()
+        return 0.0, lr if lr.is_cpu else lr.to(device, non_blocking=True), scale, found_inf
 
     def _new_state(self, param: Tensor, make: Callable[..., Tensor]) -> Tensor:
         """``make(param, dtype=...)`` in the dtype that the state of ``param`` has."""
@@ -146,10 +167,30 @@ class MaskedOptimizer(Optimizer):
             state["masks"] = {index[id(p)]: bits for p, bits in self._masks.items()}
         return state
 
+    def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Raise TypeError or ValueError if groups, masks or state of ``state_dict`` don't fit; changes nothing."""
+        self._refuse_differentiable(state_dict.get("param_groups", ()))
+        self._saved_masks(state_dict)
+        self._check_state(state_dict)
+
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore hyper-parameters, state and masks; a ``state_dict`` without ``"masks"`` clears them."""
+        """Restore hyper-parameters, state and masks; a ``state_dict`` without ``"masks"`` clears them.
+
+        Raises TypeError or ValueError as :meth:`check_state_dict`; nothing was changed then.
+        """
         self._refuse_differentiable(state_dict.get("param_groups", ()))
+        bits = self._saved_masks(state_dict)
+        hook = self.register_load_state_dict_pre_hook(_check_and_keep)  # after the user's, which may replace it
+        try:
+            super().load_state_dict({k: v for k, v in state_dict.items() if k != "masks"})
+        finally:
+            hook.remove()
+            self.__dict__.pop("_loading", None)
+        self._masks.restore(bits)
+
+    def _saved_masks(self, state_dict: Mapping[str, Any]) -> dict[Tensor, Tensor]:
+        """The masks of ``state_dict`` by parameter, on its device; raises unless they fit."""
         params = [p for group in self.param_groups for p in group["params"]]
         saved = state_dict.get("masks", {})
         if not isinstance(saved, Mapping):
@@ -161,13 +202,28 @@ class MaskedOptimizer(Optimizer):
                 raise TypeError(f"load_state_dict: masks[{i}] must be a uint8 tensor, got {type(b).__name__}")
         bits = {params[i]: b.to(params[i].device) for i, b in saved.items()}
         self._masks._check(bits)
-        hook = self.register_load_state_dict_pre_hook(_keep_for_setstate)  # after the user's, which may replace it
-        try:
-            super().load_state_dict({k: v for k, v in state_dict.items() if k != "masks"})
-        finally:
-            hook.remove()
-            self.__dict__.pop("_loading", None)
-        self._masks.restore(bits)
+        return bits
+
+    def _check_state(self, state_dict: Mapping[str, Any]) -> None:
+        """Raise unless the groups have as many parameters as here, and state has their shapes where it should."""
+        here, there = ([len(g["params"]) for g in groups] for groups in (self.param_groups, state_dict["param_groups"]))
+        if here != there:
+            raise ValueError(f"load_state_dict: the groups must have {here} parameters, got {there}")
+        for i, p in self._saved_params(state_dict):
+            for name in self._param_sized:
+                value = state_dict["state"].get(i, {}).get(name)
+                if value is None:
+                    continue
+                what = f"load_state_dict: {name} of parameter {i} must be a tensor of shape {list(p.shape)}"
+                if not isinstance(value, Tensor):
+                    raise TypeError(f"{what}, got {type(value).__name__}")
+                if value.shape != p.shape:
+                    raise ValueError(f"{what}, got {list(value.shape)}")
+
+    def _saved_params(self, state_dict: Mapping[str, Any]) -> Iterator[tuple[int, Tensor]]:
+        """(the number that a parameter's state has in ``state_dict``, the parameter)."""
+        ids = (i for group in state_dict["param_groups"] for i in group["params"])
+        return zip(ids, (p for group in self.param_groups for p in group["params"]), strict=True)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "masks": dict(self._masks), "state_dtype": self._state_dtype}
@@ -184,9 +240,7 @@ class MaskedOptimizer(Optimizer):
 
     def _undo_rounding(self, saved: Mapping[str, Any]) -> None:
         """torch's load brings all state to its parameter's dtype: take it from ``saved`` again where ours differs."""
-        ids = (i for group in saved["param_groups"] for i in group["params"])
-        params = (p for group in self.param_groups for p in group["params"])
-        for i, p in zip(ids, params, strict=True):
+        for i, p in self._saved_params(saved):
             dtype = self._dtype_of_state(p)
             for name in self._param_sized if dtype != p.dtype else ():
                 value = saved["state"].get(i, {}).get(name)
@@ -201,5 +255,6 @@ class MaskedOptimizer(Optimizer):
             )
 
 
-def _keep_for_setstate(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+def _check_and_keep(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    optimizer._check_state(state_dict)
     optimizer._loading = state_dict

@@ -24,8 +24,10 @@ class MaskedAdamW(MaskedOptimizer, torch.optim.AdamW):
     call. For a DTensor the bits are those of its local shard.
 
     Args:
-        params, lr, betas, eps, weight_decay, amsgrad, maximize: as :class:`torch.optim.AdamW`; a tensor ``lr`` is read
-            by the kernel at each step, tensor ``betas`` on the host.
+        params, lr, betas, eps, weight_decay, amsgrad, maximize: as :class:`torch.optim.AdamW`; tensor ``betas`` are
+            read on the host, a tensor ``lr`` of any real dtype by the kernel at each step. It counts as the number that
+            it holds, as with torch's ``fused=True``; torch's loop computes :math:`1 - lr \cdot weight\_decay` in the
+            dtype of ``lr``, which float64 parameters can tell from float32.
         foreach, fused: accepted and kept in the param groups; the update is always fused.
         capturable: kept in the param groups. A step never reads the device on the host, so it can always be captured in
             a CUDA graph (with a tensor ``lr`` on the device, if it shall change); on a CPU, where torch's eager loop
@@ -42,7 +44,8 @@ class MaskedAdamW(MaskedOptimizer, torch.optim.AdamW):
 
     Raises:
         ValueError: ``differentiable=True``, another ``state_dtype``, and what torch's constructor raises.
-        RuntimeError: a sparse gradient, at ``step``; nothing was changed then.
+        RuntimeError: a sparse gradient, or one of another dtype than its parameter, at ``step``; nothing was changed
+            then. (torch refuses both too.)
 
     Source: ``torch.optim.AdamW``; Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2; the masked update of AC/DC
     (Peste et al. 2021, arXiv 2106.12379, algorithm 1).
@@ -129,6 +132,12 @@ class MaskedAdamW(MaskedOptimizer, torch.optim.AdamW):
     def _check_others(self, params: list[Tensor]) -> None:
         if any(p.grad.layout != torch.strided for p in params):
             raise RuntimeError("MaskedAdamW does not support sparse gradients, please consider SparseAdam instead")
+        for p in params:
+            if p.grad.dtype != p.dtype:
+                raise RuntimeError(
+                    f"MaskedAdamW: the gradient of the parameter of shape {list(p.shape)} must be {p.dtype} as the "
+                    f"parameter, got {p.grad.dtype}"
+                )
 
     def _torch_step(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         avgs, squares, largest, steps = self._states(group, params)

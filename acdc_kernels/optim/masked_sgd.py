@@ -25,7 +25,7 @@ class MaskedSGD(MaskedOptimizer, torch.optim.SGD):
 
     Args:
         params, lr, momentum, dampening, weight_decay, nesterov, maximize: as :class:`torch.optim.SGD`; a tensor ``lr``
-            is read by the kernel at each step.
+            of any real dtype is read by the kernel at each step, and counts as the number that it holds.
         foreach, fused: accepted and kept in the param groups; the update is always fused.
         differentiable: must be False.
         state_dtype: torch.float32: the momentum of bfloat16 and float16 parameters is float32; None: momentum has the
@@ -83,7 +83,7 @@ class MaskedSGD(MaskedOptimizer, torch.optim.SGD):
         fresh = [i for i, buffer in enumerate(buffers) if buffer is None]
         if fresh:
             # A step that is skipped on the device leaves them as they are made here.
-            make = torch.empty_like if getattr(self, "found_inf", None) is None else torch.zeros_like
+            make = torch.empty_like if self._found_inf is None else torch.zeros_like
             made = [self._new_state(params[i], make) for i in fresh]
             self._update(group, [params[i] for i in fresh], [grads[i] for i in fresh], made, True)
             for i, buffer in zip(fresh, made, strict=True):  # only now do they hold anything
@@ -125,6 +125,9 @@ class MaskedSGD(MaskedOptimizer, torch.optim.SGD):
 
     def _torch_step(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         buffers = [self.state[p].get("momentum_buffer") for p in params]
+        # A mask needs a dense momentum, and torch can't add that to a sparse gradient.
+        dense = [p in self._masks or (b is not None and not b.is_sparse) for p, b in zip(params, buffers, strict=True)]
+        grads = [g.to_dense() if d else g for g, d in zip(grads, dense, strict=True)]
         sgd(
             params,
             grads,

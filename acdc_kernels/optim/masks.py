@@ -53,31 +53,37 @@ class Masks(MutableMapping[Parameter, Tensor]):
     def __repr__(self) -> str:
         return f"Masks({len(self)} of {sum(len(g['params']) for g in self._optimizer.param_groups)} parameters masked)"
 
-    @torch.no_grad()
     def update(self, other: Mapping[Parameter, Tensor] | Iterable[tuple[Parameter, Tensor]] = (), /) -> None:  # type: ignore[override]
         """Mask many parameters in one pass over their weights and state."""
         new = dict(other)
+        self._apply(new)
+        self._bits.update(new)
+
+    def restore(self, bits: Mapping[Parameter, Tensor]) -> None:
+        """Replace all masks by ``bits``, as :meth:`update` after clearing."""
+        new = dict(bits)
+        self._apply(new)
+        self._bits = new
+
+    @torch.no_grad()
+    def _apply(self, new: Mapping[Parameter, Tensor]) -> None:
+        """Check ``new``, then zero the parameters and their state where it says."""
         self._check(new)
         tensors: list[Tensor] = []
         masks: list[Tensor] = []
         for param, bits in new.items():
             state = self._optimizer.state.get(param, {})
             # By name: a step count has the shape of a parameter without dimensions.
-            for tensor in (param, *(state.get(name) for name in self._optimizer._param_sized)):
-                if tensor is not None:
-                    tensors.append(local_tensor(tensor))
-                    masks.append(bits)
+            names = [name for name in self._optimizer._param_sized if state.get(name) is not None]
+            for name in names:
+                if state[name].layout != torch.strided:  # the momentum of sparse gradients
+                    state[name] = state[name].to_dense()
+            for tensor in (param, *(state[name] for name in names)):
+                tensors.append(local_tensor(tensor))
+                masks.append(bits)
         for device in dict.fromkeys(t.device for t in tensors):
             here = [i for i, t in enumerate(tensors) if t.device == device]
             apply_mask_([tensors[i] for i in here], [masks[i] for i in here])
-        self._bits.update(new)
-
-    def restore(self, bits: Mapping[Parameter, Tensor]) -> None:
-        """Replace all masks by ``bits``, as :meth:`update` after clearing."""
-        new = dict(bits)
-        self._check(new)
-        self._bits.clear()
-        self.update(new)
 
     def _check(self, new: Mapping[Parameter, Tensor]) -> None:
         known = {id(p) for group in self._optimizer.param_groups for p in group["params"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import io
 import os
 import random
@@ -51,6 +52,10 @@ PLAIN = {
     "nested": {"a": [{"b": (1, [2])}], 3: {}},
     "torch": [torch.Size([2, 3]), torch.bfloat16, torch.device("cpu")],
     "tensors": {"strided": torch.arange(6.0).view(2, 3).T, "empty": torch.zeros(0, 3), "bool": torch.tensor([True])},
+    "sparse": [torch.eye(3).to_sparse()],
+    "largest": [2**2039 - 1, 1 - 2**2039],
+    "counter": collections.Counter("aab"),
+    "deep": functools.reduce(lambda inner, _: [inner], range(99), []),
     "parameter": nn.Parameter(torch.ones(2)),
 }
 
@@ -166,6 +171,37 @@ def test_other_parts(saved, change, message):
     refused(saved[0], message, run, parts)
 
 
+@pytest.mark.parametrize("here", [None, torch.float32], ids=str)
+def test_another_dtype_of_state(tmp_path, here):
+    run, there = Run(dtype=torch.bfloat16), None if here else torch.float32
+    parameters = list(run.model.parameters())
+    save_checkpoint(tmp_path / "x", optimizer=MaskedSGD(parameters, state_dtype=there))
+    parts = {"optimizer": MaskedSGD(parameters, state_dtype=here)}
+    refused(tmp_path / "x", f"optimizer's state_dtype is {here} here and {there} there", run, parts)
+
+
+def test_state_of_another_shape(tmp_path):
+    run = Run()
+    run.optimizer.state[run.model[0].weight]["momentum_buffer"] = torch.ones(3)
+    save_checkpoint(tmp_path / "x", **run.parts())
+    message = r"optimizer: load_state_dict: momentum_buffer of parameter 0 must be .* \[16, 8\], got \[3\]"
+    refused(tmp_path / "x", message, Run(seed=1))
+
+
+def test_a_module_without_shapes_yet(tmp_path):
+    model, lazy = nn.Linear(2, 3), nn.LazyLinear(3)
+    save_checkpoint(tmp_path / "x", model=model, optimizer=MaskedSGD(model.parameters()))
+    parts = {"model": lazy, "optimizer": MaskedSGD(lazy.parameters())}
+    for message in (
+        r"model's weight is uninitialized here and torch.float32 \[3, 2\] there",
+        r"optimizer's parameter 0 of group 0 has shape uninitialized here and \[3, 2\] there",
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_checkpoint(tmp_path / "x", **parts)
+    with pytest.raises(TypeError, match=r"model\['weight'\] must be plain data .*UninitializedParameter"):
+        save_checkpoint(tmp_path / "x", **parts)
+
+
 class Picky:
     """A part that judges a state on its own."""
 
@@ -278,12 +314,32 @@ def test_generators_that_cannot_be_restored(tmp_path, rng):
     refused(tmp_path / "x", "its random number generators can't be restored", parts={})
 
 
+def tagged(value, note):
+    value.note = note
+    return value
+
+
+def circle():
+    value = [{}]
+    value[0]["x"] = value
+    return value
+
+
 @pytest.mark.parametrize(
     ("value", "place"),
     [
         ([{"a": np.float64(1)}], r"x\[0\]\['a'\] must be plain data .*, got numpy.float64"),
         ({"f": print}, r"x\['f'\] must be plain data .*, got builtins.builtin_function_or_method"),
-        (collections.Counter("a"), "x must be plain data .*, got collections.Counter"),
+        (collections.defaultdict(list), "x must be plain data .*, got collections.defaultdict"),
+        (tagged(torch.ones(1), print), r"x\.note must be plain data .*, got builtins.builtin_function_or_method"),
+        (tagged(nn.Parameter(torch.ones(1)), [print]), r"x\.note\[0\] must be plain data"),
+        (tagged(collections.OrderedDict(), print), r"x\.note must be plain data"),
+        ([1 << 2039], r"x\[0\] must be an int of at most 2039 bits, got 2040"),
+        ({1 << 2039: 0}, "a key of x must be an int of at most 2039 bits, got 2040"),
+        ([torch.ones(3).to_mkldnn()], r"x\[0\] must be a strided or sparse tensor, got torch._mkldnn"),
+        (torch._efficientzerotensor(4), "x must be a strided or sparse tensor, got one without memory"),
+        (circle(), r"x\[0\]\['x'\] must be plain data, and must not hold itself"),
+        (functools.reduce(lambda inner, _: [inner], range(100), []), r"x(\[0\]){100} must be nested at most 100 deep"),
         ({(1, 2): 3}, "a key of x must be plain data, got builtins.tuple"),
         ({1, 2}, "x must be plain data .*, got builtins.set"),
     ],

@@ -19,6 +19,7 @@ OPTIONS = {
     "betas": {"lr": 0.01, "betas": (0.3, 0.4), "eps": 1e-3},
     "tensor betas": {"lr": 0.01, "betas": (torch.tensor(0.75), torch.tensor([0.875]))},
     "tensor lr": {"lr": torch.tensor(0.01, dtype=torch.float64)},
+    "float32 tensor lr": {"lr": torch.tensor(0.01), "weight_decay": 0.5},
     "foreach": {"lr": 0.01, "foreach": True},
     "fused": {"lr": 0.01, "fused": True},
     "capturable": {"lr": 0.01, "capturable": True},
@@ -56,7 +57,7 @@ def test_without_masks_it_is_torchs(name, dtype, adamw):
 
 @pytest.mark.skipif(cpu_isa() not in ("avx2", "avx512"), reason="the generic level has no fused multiply-add")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("name", ["default", "decay", "amsgrad", "maximize", "betas", "tensor lr"])
+@pytest.mark.parametrize("name", ["default", "decay", "amsgrad", "maximize", "betas", "tensor lr", "float32 tensor lr"])
 def test_without_masks_and_in_whole_vectors_it_has_the_bits_of_torchs_fused_loop(name, dtype):
     results = []
     for cls, more in ((MaskedAdamW, {}), (torch.optim.AdamW, {"fused": True})):
@@ -148,6 +149,17 @@ def test_a_sparse_gradient_is_an_error_before_anything_changes():
     with pytest.raises(RuntimeError, match="does not support sparse gradients, please consider SparseAdam instead"):
         opt.step()
     assert dense.tolist() == [1, 1, 1]
+    assert not opt.state
+
+
+def test_a_gradient_of_another_dtype_is_an_error_before_anything_changes():
+    fine, other = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2).bfloat16())
+    opt = MaskedAdamW([{"params": [fine]}, {"params": [other]}], lr=0.1)
+    other.grad_dtype = torch.float32
+    fine.grad, other.grad = torch.ones(3), torch.ones(2)
+    with pytest.raises(RuntimeError, match=r"shape \[2\] must be torch.bfloat16 as the parameter, got torch.float32"):
+        opt.step()
+    assert fine.tolist() == [1, 1, 1]
     assert not opt.state
 
 

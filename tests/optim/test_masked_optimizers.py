@@ -84,6 +84,13 @@ def test_a_learning_rate_changed_in_place_is_the_next_steps(task):
     assert not any(torch.equal(a, b) for a, b in zip(task.train(model, opt, 1), before, strict=True))
 
 
+def test_a_learning_rate_of_whole_numbers(task):
+    ours, theirs = task.network(), task.network()
+    a, b = (task.make(m.parameters(), lr=lr) for m, lr in ((ours, torch.tensor(1)), (theirs, 1.0)))
+    results = task.train(ours, a, 2), task.train(theirs, b, 2)
+    assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
+
+
 def test_step_hooks_run(task):
     model, seen = task.network(), []
     opt = task.make(model.parameters())
@@ -208,6 +215,61 @@ def test_a_bad_state_changes_nothing(task):
             fresh.load_state_dict({**state, "masks": masks})
     assert fresh.param_groups[0]["lr"] == 5.0
     assert not fresh.state
+
+
+# change(state, name of a state), error, message
+BAD_STATES = [
+    (lambda s, n: s["state"][2].update({n: torch.ones(3)}), ValueError, r"{} of parameter 2 must be a tensor of shape \[10, 144\], got \[3\]"),
+    (lambda s, n: s["state"][0].update({n: 1.0}), TypeError, r"{} of parameter 0 must be a tensor of shape \[4, 1, 3, 3\], got float"),
+    (lambda s, n: s["param_groups"][0]["params"].pop(), ValueError, r"the groups must have \[4\] parameters, got \[3\]"),
+    (lambda s, n: s["param_groups"].pop(), ValueError, r"the groups must have \[4\] parameters, got \[\]"),
+    (lambda s, n: s["masks"].update({9: s["masks"][2]}), ValueError, "masks must name parameters 0 to 3, got 9"),
+    (lambda s, n: s["param_groups"][0].update(differentiable=True), ValueError, "differentiable must be False"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("by", ["check_state_dict", "load_state_dict"])
+@pytest.mark.parametrize(("change", "error", "message"), BAD_STATES)
+def test_a_bad_state_leaves_masks_state_and_options(change, error, message, by, task):
+    model, opt = masked_run(task)
+    before = copy.deepcopy(opt.state_dict())
+    state = copy.deepcopy(before)
+    state["param_groups"][0]["lr"] = 9.0
+    opt.check_state_dict(state)
+    change(state, task.state[-1])
+    weights = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(error, match=message.format(task.state[-1])):
+        getattr(opt, by)(state)
+    after = opt.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    assert torch.equal(after["masks"][2], before["masks"][2])
+    assert all(torch.equal(after["state"][i][k], t) for i, s in before["state"].items() for k, t in s.items())
+    assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
+
+
+def test_a_state_that_a_hook_spoils_changes_nothing(task):
+    _, opt = masked_run(task)
+    name = task.state[-1]
+    opt.register_load_state_dict_pre_hook(lambda o, s: {**s, "state": {0: {name: torch.ones(1)}}})
+    before = copy.deepcopy(opt.state_dict()["state"])
+    with pytest.raises(ValueError, match=f"{name} of parameter 0 must be"):
+        opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+    assert len(opt.masks) == 1
+    after = opt.state_dict()["state"]
+    assert all(torch.equal(after[i][k], t) for i, s in before.items() for k, t in s.items())
+
+
+def test_masks_that_cannot_be_applied_leave_the_old_ones(task, monkeypatch):
+    model, opt = masked_run(task)
+    held = opt.masks[model[2].weight]
+
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("acdc_kernels.optim.masks.apply_mask_", fail)
+    with pytest.raises(MemoryError):
+        opt.masks.restore({model[0].weight: task.half(model[0].weight)})
+    assert dict(opt.masks) == {model[2].weight: held}
 
 
 def test_reset_momentum_zeroes_all_state(task):

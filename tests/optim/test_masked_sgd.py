@@ -73,6 +73,57 @@ def test_a_mask_on_a_sparse_gradient_holds(sgd):
     assert not table.weight[~unpack_mask(sgd.half(table.weight), (6, 3))].any()
 
 
+@pytest.mark.parametrize(
+    ("before", "options"),
+    [
+        (0, {"momentum": 0.9}),
+        (2, {"momentum": 0.9}),
+        (0, {"momentum": 0.9, "nesterov": True}),
+        (2, {"momentum": 0.9, "nesterov": True}),
+        (0, {"momentum": 0.9, "weight_decay": 0.1}),
+    ],
+    ids=str,
+)
+def test_a_masked_parameter_with_sparse_gradients_is_updated_as_with_dense_ones(before, options, sgd):
+    results = []
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        table = nn.Embedding(6, 3, sparse=sparse)
+        opt = MaskedSGD(table.parameters(), lr=0.1, **options)
+        kept = unpack_mask(sgd.half(table.weight), (6, 3))
+        for step in range(before + 4):
+            if step == before:
+                opt.masks[table.weight] = sgd.half(table.weight)
+            if step == before + 3:
+                del opt.masks[table.weight]
+            opt.zero_grad()
+            table(torch.tensor([1, 4, (step + 1) % 6])).square().sum().backward()
+            opt.step()
+            if before <= step < before + 3:
+                zeros = [table.weight, opt.state[table.weight]["momentum_buffer"]]
+                assert all(not t[~kept].any() and not t[~kept].signbit().any() for t in zeros)
+        results.append([table.weight.detach(), opt.state[table.weight]["momentum_buffer"]])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_gradient_of_another_dtype_takes_torchs_update_and_the_mask_holds(sgd):
+    ours, theirs = (nn.Parameter(torch.linspace(-1, 1, 9).bfloat16()) for _ in range(2))
+    opt, plain = (cls([p], lr=0.1, momentum=0.9) for cls, p in ((MaskedSGD, ours), (torch.optim.SGD, theirs)))
+    for step in range(4):
+        for p in (ours, theirs):
+            p.grad_dtype = torch.float32
+            p.grad = torch.linspace(0.001, 0.3, 9)
+        if step == 2:
+            assert torch.equal(ours, theirs)
+            opt.masks[ours] = sgd.half(ours)
+        opt.step()
+        plain.step()
+    kept = unpack_mask(sgd.half(ours), (9,))
+    assert torch.equal(ours, theirs.where(kept, torch.zeros(())))
+    assert not opt.state[ours]["momentum_buffer"][~kept].any()
+
+
 @pytest.mark.parametrize("factor", [1.0, math.inf])
 def test_sparse_gradients_are_unscaled_or_skipped_too(factor):
     tables = [nn.Embedding(6, 3, sparse=True) for _ in range(2)]

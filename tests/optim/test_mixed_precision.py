@@ -82,6 +82,20 @@ def test_a_step_with_an_infinite_gradient_is_skipped(steps, unscale, task):
     assert all(torch.equal(a, b) for a, b in zip(first, task.train(other, fresh, 2), strict=True))
 
 
+def test_an_optimizer_without_gradients_beside_one_that_has_some(task):
+    used, unused = task.network(), task.network()
+    opt, idle = task.make(used.parameters()), task.make(unused.parameters())
+    before = [p.detach().clone() for p in used.parameters()]
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(torch.ones(()))
+    task.backward(used, 0, factor=1024.0)
+    for o in (idle, opt):
+        scaler.step(o)
+    scaler.update()
+    assert not idle.state
+    assert not any(torch.equal(p, b) for p, b in zip(used.parameters(), before, strict=True))
+
+
 @pytest.mark.parametrize("state_dtype", [None, torch.float32], ids=str)
 def test_float16_parameters_with_gradients_too_small_unscaled(state_dtype, task):
     p = nn.Parameter(torch.ones(9).half())
