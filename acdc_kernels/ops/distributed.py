@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["disagreeing", "is_sharded", "local_part", "shard_budgets", "shard_group_of"]
 
 _BINS = 12  # bits of the key that a histogram tells apart
-_BLOCK = 1 << 20  # elements whose keys are in memory at a time
+# Together a small part of the 1 MiB that a selection may need.
+_COUNTS = 1 << 13  # of all histograms together
+_BLOCK = 1 << 14  # elements whose keys are in memory at a time
 _INTEGERS = {
     torch.float64: torch.int64,
     torch.float32: torch.int32,
@@ -86,20 +88,21 @@ def shard_budgets(shards: Sequence[Tensor], keep: Sequence[int], group: ProcessG
     for i, shard in enumerate(shards):
         sizes[row_of[i]] += shard.numel()
     _sum(sizes, group)
-    rank = torch.tensor(list(keep), dtype=torch.int64, device=device)  # counted from the largest key, from 1
     if too_many := [(k, n) for k, n in zip(keep, sizes.tolist(), strict=True) if not 0 <= k <= n]:
         raise ValueError(f"topk_mask: keep must be in [0, {too_many[0][1]}], got {too_many[0][0]}")
+    rank = torch.tensor(list(keep), dtype=torch.int64, device=device)  # counted from the largest key, from 1
     base = torch.zeros(rows, dtype=torch.int64, device=device)
     width = torch.iinfo(_INTEGERS[shards[0].dtype]).bits - 1
+    at_once = max(1, min(_BINS, (_COUNTS // rows).bit_length() - 1))
     while width > 0:
-        shift = max(width - _BINS, 0)
+        shift = max(width - at_once, 0)
         bins = 1 << (width - shift)
         counts = torch.zeros(rows, bins, dtype=torch.int64, device=device)
         for i, shard in enumerate(shards):
             for keys in _keys(shard):
-                inside = (keys - base[row_of[i]]) >> shift
-                inside = inside[(inside >= 0) & (inside < bins)]
-                counts[row_of[i]] += torch.bincount(inside, minlength=bins)
+                # one bin more on each side for the keys outside
+                inside = keys.sub_(base[row_of[i]]).bitwise_right_shift_(shift).clamp_(-1, bins).add_(1)
+                counts[row_of[i]] += torch.bincount(inside, minlength=bins + 2)[1:-1]
         _sum(counts, group)
         above = counts.flip(1).cumsum(1)  # [r, j]: keys in the j + 1 highest bins
         steps = (above < rank[:, None]).sum(1).clamp(max=bins - 1)
@@ -108,23 +111,25 @@ def shard_budgets(shards: Sequence[Tensor], keep: Sequence[int], group: ProcessG
         base = base + ((bins - 1 - steps) << shift)
         width = shift
     greater, equal = _around(shards, [base[row] for row in row_of])
-    everyone = [torch.empty_like(equal) for _ in range(group.size())]
-    torch.distributed.all_gather(everyone, equal, group)
-    taken = _share_out(torch.stack(everyone), rank, row_of, by_weight)[torch.distributed.get_rank(group)]
+    taken = (rank[row_of] - _ties_before(equal, group, by_weight, each)).clamp(min=0).minimum(equal)
     none = rank.new_tensor([keep[row] == 0 for row in row_of], dtype=torch.bool)
     return torch.where(none, 0, greater + taken).tolist()
 
 
-def _share_out(equal: Tensor, rank: Tensor, row_of: list[int], by_weight: bool) -> Tensor:
-    """[process, shard]: how many of the ``equal`` ties each takes when row r has ``rank[r]`` to give, in order."""
-    processes, shards = range(equal.shape[0]), range(equal.shape[1])
-    order = ((p, s) for s in shards for p in processes) if by_weight else ((p, s) for p in processes for s in shards)
-    taken, left = equal.tolist(), rank.tolist()
-    for process, shard in order:
-        row = row_of[shard]
-        taken[process][shard] = min(taken[process][shard], left[row])
-        left[row] -= taken[process][shard]
-    return torch.tensor(taken, dtype=torch.int64, device=equal.device)
+def _ties_before(equal: Tensor, group: ProcessGroup, by_weight: bool, each: bool) -> Tensor:
+    """How many ties come before those of each of this process's shards: int64 [len(shards)].
+
+    Only with ``by_weight`` do all processes have shards of the same weights, so that they can send them one by one.
+    """
+    mine = equal if by_weight else equal.sum().reshape(1)
+    everyone = [torch.empty_like(mine) for _ in range(group.size())]
+    torch.distributed.all_gather(everyone, mine, group)
+    ties = torch.stack(everyone)
+    before = ties[: torch.distributed.get_rank(group)].sum(0)
+    if each:
+        return before
+    in_order = ties.sum(0) if by_weight else equal
+    return before + in_order.cumsum(0) - in_order
 
 
 def _around(shards: Sequence[Tensor], thresholds: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -139,12 +144,25 @@ def _around(shards: Sequence[Tensor], thresholds: Sequence[Tensor]) -> tuple[Ten
 
 
 def _keys(shard: Tensor) -> Iterator[Tensor]:
-    """Magnitudes as integers that are ordered as they are, every NaN just above Inf: int64, a block at a time."""
+    """Magnitudes as integers that are ordered as they are, every NaN just above Inf: a new int64 tensor a block."""
     integer = _INTEGERS[shard.dtype]
     magnitude = torch.iinfo(integer).max
     inf = int(torch.tensor(float("inf"), dtype=shard.dtype).view(integer))
-    for block in shard.detach().reshape(-1).split(_BLOCK):
-        yield (block.view(integer) & magnitude).clamp(max=inf + 1).to(torch.int64)
+    for block in _blocks(shard.detach()):
+        yield (block.view(integer) & magnitude).clamp_(max=inf + 1).to(torch.int64)
+
+
+def _blocks(shard: Tensor) -> Iterator[Tensor]:
+    """Its elements, at most _BLOCK at a time, as [n]; copied only where they don't lie one after another."""
+    if shard.is_contiguous():
+        flat = shard.view(-1)
+        yield from (flat[i : i + _BLOCK] for i in range(0, len(flat), _BLOCK))
+    elif shard.numel() <= _BLOCK:
+        yield shard.reshape(-1)
+    else:
+        rows = max(1, _BLOCK // shard[0].numel())
+        for i in range(0, len(shard), rows):
+            yield from _blocks(shard[i : i + rows] if rows > 1 or shard.dim() == 1 else shard[i])
 
 
 def _sum(tensor: Tensor, group: ProcessGroup) -> None:

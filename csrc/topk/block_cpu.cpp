@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "common/ieee.h"
 #include "topk/block_bits.h"
 #include "topk/pattern_pieces.h"
 #include "topk/selection.h"
@@ -58,6 +59,7 @@ class BlockScores {
  private:
   // `n` blocks of one band of `rows` rows, from its block `first` on.
   void score(const TensorRef& w, const Axes& axes, int64_t band, int64_t first, int64_t n, double* out) const {
+    const IeeeDenormals denormals;
     std::fill_n(out, n, 0.0);
     const int64_t row = axes.inputs * axes.kernel, begin = band * block_.rows * row;
     if (w.contiguous)

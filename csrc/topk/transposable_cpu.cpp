@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "common/ieee.h"
 #include "topk/pattern_pieces.h"
 
 namespace acdc {
@@ -98,6 +99,7 @@ void transposable(const PatternProblem& problem, const Pool& all) {
     const Piece& piece = pieces[static_cast<size_t>(i)];
     uint8_t* const bits = problem.bits[piece.tensor] + piece.begin / 8;
     std::memset(bits, 0, static_cast<size_t>((piece.count + 7) / 8));
+    const IeeeDenormals denormals;
     Bands<U> bands(problem.weights[piece.tensor], problem.dtype);
     bool nan = false;
     const int64_t band = band_of(piece.tensor);

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from acdc_kernels import topk_mask, unpack_mask
+from acdc_kernels._native import available
 from acdc_kernels.ops import topk_mask_with_nan_count
 from acdc_kernels.ops.dtypes import FLOAT_DTYPES
 from acdc_kernels.ops.topk_mask import cases, reference
@@ -116,6 +117,12 @@ def test_literal_masks(pattern, weight, keep, kept):
     assert unpack_mask(topk_mask([w], keep, pattern)[0], (w.numel(),)).int().tolist() == want
 
 
+@pytest.mark.parametrize("pattern", ["1:134217728", "134217727:134217728", "block:134217728x134217728"])
+def test_the_largest_numbers_on_weights_without_elements(pattern):
+    keep = None if parse_pattern(pattern).fixed else 0
+    assert topk_mask([torch.empty(0, 1 << 27), torch.empty(0, 0)], keep, pattern)[0].tolist() == []
+
+
 def test_ties_among_blocks_go_to_the_first_tensor_then_the_first_index():
     weights = [torch.zeros(4, 2), torch.ones(4, 3), torch.ones(8, 2)]
     masks = topk_mask(weights, 16, "block:4x1")
@@ -176,6 +183,31 @@ def test_same_bits_for_every_thread_count(pattern):
     assert all(s == seen[0] for s in seen)
 
 
+@pytest.fixture
+def flush_denormal():
+    """torch.set_flush_denormal, which speaks to the thread that calls it alone; undone afterwards."""
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor can't flush denormals")
+    yield torch.set_flush_denormal
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.skipif(not available(), reason="no compiled kernels: torch's own sums flush denormals")
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1e-40), (torch.bfloat16, 1e-39), (torch.float64, 1e-310)])
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "2:4-transposable", "block:4x4", "block:1x2", "block:2x1"])
+def test_flushing_denormals_changes_nothing(pattern, dtype, scale, threads, flush_denormal):
+    weights = [(torch.randn(512, 512, dtype=torch.float64) * scale).to(dtype)]
+    keep = None if parse_pattern(pattern).fixed else 16 * 5000
+    want, _ = reference.topk_mask(weights, [] if keep is None else [keep], pattern)
+    flush_denormal(True)
+    tiny = torch.tensor(1e-310, dtype=torch.float64)
+    assert (tiny * 0.5).tolist() == 0  # it flushes
+    masks = topk_mask(weights, keep, pattern)
+    assert (tiny * 0.5).tolist() == 0  # and goes on
+    flush_denormal(False)
+    assert torch.equal(masks[0], want[0])
+
+
 @pytest.mark.parametrize("values", ["normal", "constant", "non_finite"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("pattern", ["block:4x1", "block:1x2", "block:2x4"])
@@ -211,6 +243,11 @@ def test_extra_memory_is_bounded(pattern, dtype):
             lambda w: topk_mask([w], 9, "2:4-transposable"),
             ValueError,
             r"keep must be None with pattern '2:4-tr.* got 9",
+        ),
+        (
+            lambda w: topk_mask([w], 9, "2:4", shard_group=torch.distributed.ProcessGroup(0, 1)),
+            ValueError,
+            r"keep must be None with pattern '2:4', .* got 9",
         ),
         (lambda w: topk_mask([w], None), TypeError, r"keep must be .* with pattern 'unstructured', got None"),
         (lambda w: topk_mask([w], None, "block:4x1"), TypeError, r"keep must be .* pattern 'block:4x1', got None"),
@@ -249,6 +286,11 @@ def test_extra_memory_is_bounded(pattern, dtype):
             lambda w: topk_mask([w], None, "4:2"),
             ValueError,
             r"topk_mask: pattern 'n:m' must be .* 1 <= n < m, .* got '4:2'",
+        ),
+        (
+            lambda w: topk_mask([w[:0]], 0, "block:1x2000000000"),
+            ValueError,
+            r"topk_mask: pattern must have numbers of at most 134217728, got 'block:1x2000000000'",
         ),
         (lambda w: topk_mask([w], 4, "block:0x1"), ValueError, r"R and C of at least 1, .* got 'block:0x1'"),
     ],

@@ -158,6 +158,63 @@ def sharded_refusals(rank: int, world: int) -> dict:
     return errors
 
 
+def refusal_of(weights: list[torch.Tensor], keep: int) -> str:
+    try:
+        acdc.topk_mask(weights, keep, shard_group=dist.group.WORLD)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def uneven_lists(rank: int, world: int) -> dict:
+    """topk_mask over processes that hold different numbers of tensors, ties among them."""
+    wrong = []
+    for case, sizes in enumerate(([[5, 7], [3, 9, 11]], [[5, 0, 40], [3]], [[6], [4, 4]])):
+        generator = torch.Generator().manual_seed(case)
+        lists = [[(torch.randn(n, generator=generator) * 2).round() for n in each] for each in sizes]
+        flat = [w for each in lists for w in each]
+        first = sum(map(len, lists[:rank]))
+        for keep in range(sum(w.numel() for w in flat) + 1):
+            mine = acdc.topk_mask(lists[rank], keep, shard_group=dist.group.WORLD)
+            whole = acdc.topk_mask(flat, keep)[first : first + len(lists[rank])]
+            if [m.tolist() for m in mine] != [m.tolist() for m in whole]:
+                wrong.append((case, keep))
+    return {"wrong": wrong, "errors": [refusal_of(lists[rank], keep) for keep in (-1, 15, 10**19)]}
+
+
+def sharded_memory(rank: int, world: int) -> dict:
+    """The most bytes that topk_mask over shards holds beyond its outputs, and what it may hold, by kind of weights."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    mesh = init_device_mesh("cpu", (world,))
+    rows = {
+        "contiguous": [torch.randn(1_000_000)],
+        "float64": [torch.randn(500_000, dtype=torch.float64)],
+        "transposed": [torch.randn(100, 10_000).t()],
+        "transposed long": [torch.randn(250_000, 4).t()],
+        "every other": [torch.randn(6, 200_000)[::2], torch.randn(800_000)[::2]],
+        "channels last": [torch.randn(128, 128, 8, 8).to(memory_format=torch.channels_last)],
+        "many": [torch.randn(50, 100) for _ in range(100)],
+    }
+    acdc.topk_mask([torch.randn(100)], 10, shard_group=dist.group.WORLD)
+    found = {}
+    for name, weights in rows.items():
+        spread = [DTensor.from_local(w, mesh, [Shard(0)]) for w in weights]
+        each = [w.numel() // 10 for w in spread]
+        given, keep, group = (spread, each, None) if name == "many" else (weights, 100_000, dist.group.WORLD)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            masks = acdc.topk_mask(given, keep, shard_group=group)
+        held = peak = 0
+        events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+        for event in sorted(events, key=lambda e: e.start_ns()):
+            held += event.nbytes()
+            peak = max(peak, held)
+        allowed = 0.03 * sum(w.numel() * w.element_size() for w in weights) + 2**20
+        found[name] = (sum(m.numel() for m in masks), peak, allowed)
+    return found
+
+
 def sharded_training(rank: int, world: int) -> dict:
     """FSDP2: the masks are those of the whole model, which no rank ever holds."""
     from torch.distributed.fsdp import fully_shard

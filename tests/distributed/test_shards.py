@@ -2,10 +2,26 @@
 
 import pytest
 
+from acdc_kernels._native import available
+
 
 def test_masks_of_shards_are_shards_of_the_masks(together):
     for rank in together("sharded_masks"):
         assert rank["wrong"] == []
+
+
+def test_processes_may_hold_different_numbers_of_tensors(together):
+    for rank in together("uneven_lists"):
+        assert rank["wrong"] == []
+        assert rank["errors"] == [f"topk_mask: keep must be in [0, 14], got {k}" for k in (-1, 15, 10**19)]
+
+
+@pytest.mark.skipif(not available(), reason="no compiled kernels: the reference allocates")
+def test_extra_memory_is_bounded(together):
+    for rank in together("sharded_memory"):
+        for name, (outputs, peak, allowed) in rank.items():
+            assert outputs < peak, name  # the profiler saw the call
+            assert peak - outputs <= allowed, name
 
 
 def test_two_ranks_train_one_sharded_model(together):

@@ -37,6 +37,7 @@ def test_fields(text, sparsity, unit, fixed, structured):
 
 KNOWN = "pattern must be 'unstructured', 'n:m', '2:4-transposable' or 'block:RxC', got"
 N_M = "pattern 'n:m' must be two numbers with 1 <= n < m, such as '2:4', got"
+LARGE = "pattern must have numbers of at most 134217728, got"
 BLOCK = "pattern 'block:RxC' must have R and C of at least 1, such as 'block:4x1', got"
 
 
@@ -48,7 +49,9 @@ BLOCK = "pattern 'block:RxC' must have R and C of at least 1, such as 'block:4x1
             for text in ("Unstructured", "", None, 3, "2:4 ", "-2:4", "2:4:8", "1:4-transposable", "²:4", "2:4\n")
         ),
         *((text, KNOWN) for text in ("block", "block:4", "block:4x", "block:4x4x4", "block:-4x4", "Block:4x4")),
-        *((text, N_M) for text in ("4:2", "4:4", "0:4", "0:0", "02:4", "2:04")),
+        *((text, N_M) for text in ("4:2", "4:4", "0:4", "0:0", "02:4", "2:04", "0" * 5000 + "2:4")),
+        *((text, LARGE) for text in ("1:134217729", "2000000000:2000000001", "1:1" + "0" * 5000)),
+        *((text, LARGE) for text in ("block:134217729x1", "block:1x134217729", "block:1x1" + "0" * 5000)),
         *((text, BLOCK) for text in ("block:0x4", "block:4x0", "block:04x4", "block:4x04")),
     ],
 )

@@ -97,7 +97,7 @@ def _check(
     if any(map(is_sharded, weights)):
         raise ValueError("topk_mask: shard_group must be None for DTensors, which know their mesh")
     # how many weights there are over all processes is known only there
-    return weights, _check_budgets(weights, None if parsed.fixed else 0, parsed) and [_integer("keep", keep)], parsed
+    return weights, _check_budgets(weights, keep, parsed) if parsed.fixed else [_integer("keep", keep)], parsed
 
 
 @torch.no_grad()

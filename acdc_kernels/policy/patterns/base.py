@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+LARGEST = 1 << 27  # number in a pattern: more than any axis has, and R * C stays within 64 bits
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,14 @@ class Pattern:
         """How many of ``numel`` weights are kept: whole units, u - round(sparsity * u) of u = numel / unit."""
         units = numel // self.unit
         return (units - round(sparsity * units)) * self.unit
+
+
+def numbers(match: re.Match[str]) -> tuple[int, ...]:
+    """The numbers that the groups of ``match`` hold; ValueError if one is above LARGEST."""
+    digits = [group.lstrip("0") or "0" for group in match.groups()]
+    if any(len(d) > len(str(LARGEST)) or int(d) > LARGEST for d in digits):  # int refuses thousands of digits
+        raise ValueError(f"pattern must have numbers of at most {LARGEST}, got {match.string!r}")
+    return tuple(map(int, digits))
 
 
 def axis_misfit(shape: Sequence[int], output: int, input_: int) -> str | None:

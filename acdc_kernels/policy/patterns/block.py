@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .base import Pattern, axis_misfit
+from .base import Pattern, axis_misfit, numbers
 
 FORM = "block:RxC"
 
@@ -23,11 +23,11 @@ class Block(Pattern):
 
 
 def parse(text: str) -> Pattern | None:
-    """The pattern, if ``text`` is "block:" and two numbers; ValueError unless both are at least 1."""
+    """The pattern, if ``text`` is "block:" and two numbers; ValueError unless both are from 1 to LARGEST."""
     match = re.fullmatch(r"block:([0-9]+)x([0-9]+)", text)
     if match is None:
         return None
-    rows, columns = int(match[1]), int(match[2])
+    rows, columns = numbers(match)
     if rows < 1 or columns < 1 or text != f"block:{rows}x{columns}":
         raise ValueError(f"pattern 'block:RxC' must have R and C of at least 1, such as 'block:4x1', got {text!r}")
     return Block(text, default_sparsity=0.9, unit=rows * columns, structured=True, rows=rows, columns=columns)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .base import Pattern, axis_misfit
+from .base import Pattern, axis_misfit, numbers
 
 FORM = "n:m"
 
@@ -27,11 +27,11 @@ class NofM(Pattern):
 
 
 def parse(text: str) -> Pattern | None:
-    """The pattern, if ``text`` is two numbers with a colon between them; ValueError unless 1 <= n < m."""
+    """The pattern, if ``text`` is two numbers with a colon between them; ValueError unless 1 <= n < m <= LARGEST."""
     match = re.fullmatch(r"([0-9]+):([0-9]+)", text)
     if match is None:
         return None
-    n, m = int(match[1]), int(match[2])
+    n, m = numbers(match)
     if not 1 <= n < m or text != f"{n}:{m}":
         raise ValueError(f"pattern 'n:m' must be two numbers with 1 <= n < m, such as '2:4', got {text!r}")
     return NofM(text, default_sparsity=1 - n / m, fixed=True, structured=True, n=n, m=m)
