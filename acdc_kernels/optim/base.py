@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..ops._update import HALF_DTYPES
+from ..ops._update import HALF_DTYPES, launch
 from ..ops.dtypes import FLOAT_DTYPES
 from .local import local_grads, local_tensors
 from .masks import Masks
@@ -113,13 +113,14 @@ class MaskedOptimizer(Optimizer):
 
     def _launch(
         self,
-        run: Callable[..., None],
+        op: torch._ops.OpOverload,
         lr: float | Tensor,
+        hyper: tuple[Any, ...],
         params: list[Tensor],
         grads: list[Tensor],
         states: list[list[Tensor]],
     ) -> None:
-        """``run(written, params, grads, states, bits, (lr, lr_tensor, grad_scale, found_inf))`` for each device."""
+        """``op(params, grads, *states, bits, lr, *hyper, lr_tensor, grad_scale, found_inf)`` for each device."""
         masks = self._masks._bits
         bits = [masks.get(p) for p in params]
         written = params + [t for state in states for t in state]
@@ -127,17 +128,22 @@ class MaskedOptimizer(Optimizer):
         params, states = local_tensors(params), [local_tensors(state) for state in states]
         devices = {p.device for p in params}
         if len(devices) == 1:
-            run(written, params, grads, states, bits, self._scalars(lr, params[0].device))
+            rate, *scalars = self._scalars(lr, params[0].device)
+            launch(op, written, params, grads, *states, bits, rate, *hyper, *scalars)
             return
         for device in devices:
             here = [i for i, p in enumerate(params) if p.device == device]
-            run(
+            rate, *scalars = self._scalars(lr, device)
+            launch(
+                op,
                 [t for t in written if t.device == device],
                 [params[i] for i in here],
                 [grads[i] for i in here],
-                [[state[i] for i in here] if state else [] for state in states],
+                *([state[i] for i in here] if state else [] for state in states),
                 [bits[i] for i in here],
-                self._scalars(lr, device),
+                rate,
+                *hyper,
+                *scalars,
             )
 
     def _scalars(

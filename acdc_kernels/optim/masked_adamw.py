@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
-from ..ops._update import launch
 from ..ops.masked_adamw.contract import masked_adamw_op
 from .base import MaskedOptimizer
 from .local import local_tensors
@@ -101,33 +100,15 @@ class MaskedAdamW(MaskedOptimizer, torch.optim.AdamW):
 
     def _native_step(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         beta1, beta2 = group["betas"]
-
-        def run(
-            written: list[Tensor],
-            params: list[Tensor],
-            grads: list[Tensor],
-            states: list[list[Tensor]],
-            bits: list[Tensor | None],
-            scalars: tuple[Any, ...],
-        ) -> None:
-            launch(
-                masked_adamw_op,
-                written,
-                params,
-                grads,
-                *states,
-                bits,
-                scalars[0],
-                float(beta1),
-                float(beta2),
-                group["eps"],
-                float(group["weight_decay"]),
-                group["amsgrad"],
-                group["maximize"],
-                *scalars[1:],
-            )
-
-        self._launch(run, group["lr"], params, grads, self._states(group, params))
+        hyper = (
+            float(beta1),
+            float(beta2),
+            group["eps"],
+            float(group["weight_decay"]),
+            group["amsgrad"],
+            group["maximize"],
+        )
+        self._launch(masked_adamw_op, group["lr"], hyper, params, grads, self._states(group, params))
 
     def _check_others(self, params: list[Tensor]) -> None:
         if any(p.grad.layout != torch.strided for p in params):

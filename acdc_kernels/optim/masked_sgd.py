@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
-from ..ops._update import launch
 from ..ops.masked_sgd.contract import masked_sgd_op
 from .base import MaskedOptimizer
 from .local import local_tensors
@@ -96,32 +95,15 @@ class MaskedSGD(MaskedOptimizer, torch.optim.SGD):
     def _update(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], first_step: bool
     ) -> None:
-        def run(
-            written: list[Tensor],
-            params: list[Tensor],
-            grads: list[Tensor],
-            states: list[list[Tensor]],
-            bits: list[Tensor | None],
-            scalars: tuple[Any, ...],
-        ) -> None:
-            launch(
-                masked_sgd_op,
-                written,
-                params,
-                grads,
-                *states,
-                bits,
-                scalars[0],
-                group["momentum"],
-                group["dampening"],
-                float(group["weight_decay"]),
-                group["nesterov"],
-                group["maximize"],
-                first_step,
-                *scalars[1:],
-            )
-
-        self._launch(run, group["lr"], params, grads, [buffers])
+        hyper = (
+            group["momentum"],
+            group["dampening"],
+            float(group["weight_decay"]),
+            group["nesterov"],
+            group["maximize"],
+            first_step,
+        )
+        self._launch(masked_sgd_op, group["lr"], hyper, params, grads, [buffers])
 
     def _torch_step(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         buffers = [self.state[p].get("momentum_buffer") for p in params]
