@@ -16,7 +16,7 @@ from .masks import Masks
 
 
 class MaskedOptimizer(Optimizer):
-    """Mixed in before one of torch's optimizers; a subclass says how a group is updated.
+    """Mixed in before one of torch's optimizers; a subclass brings ``_native_step`` and ``_torch_step``.
 
     ``grad_scale`` and ``found_inf`` are set by GradScaler around a step: gradients are divided by the one, and nothing
     changes where the other is not zero.

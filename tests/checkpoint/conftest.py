@@ -57,7 +57,7 @@ class Run:
         """Everything that a load may change, as text: of the run and of the generators."""
         with np.printoptions(threshold=10**9):
             states = {name: _exact(part.state_dict()) for name, part in self.parts().items()}
-            rng = (torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state()))  # noqa: NPY002
+            rng = (torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state()))
             return repr((states, rng))
 
 

@@ -34,15 +34,15 @@ def test_every_part_and_generator_comes_back(saved):
 
 
 def draw():
-    return torch.rand(2).tolist(), random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn()  # noqa: NPY002
+    return torch.rand(2).tolist(), random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn()
 
 
 def test_a_gaussian_half_used_comes_back(tmp_path):
-    random.gauss(0, 1), np.random.randn()  # noqa: NPY002 - each makes two and keeps one
+    random.gauss(0, 1), np.random.randn()  # each makes two and keeps one
     save_checkpoint(tmp_path / "x")
-    drawn = random.gauss(0, 1), np.random.randn()  # noqa: NPY002
+    drawn = random.gauss(0, 1), np.random.randn()
     load_checkpoint(tmp_path / "x")
-    assert (random.gauss(0, 1), np.random.randn()) == drawn  # noqa: NPY002
+    assert (random.gauss(0, 1), np.random.randn()) == drawn
 
 
 PLAIN = {

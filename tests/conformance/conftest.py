@@ -19,3 +19,18 @@ def threads(request):
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def extra_bytes():
+    """The bytes that a call which returns masks allocates beyond them, over all of its allocations."""
+
+    def measure(call):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            masks = call()
+        allocated = sum(e.self_cpu_memory_usage for e in profile.key_averages() if e.self_cpu_memory_usage > 0)
+        outputs = sum(m.numel() for m in masks)
+        assert outputs <= allocated  # the profiler saw the op
+        return allocated - outputs
+
+    return measure
