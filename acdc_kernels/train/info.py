@@ -18,6 +18,7 @@ def info_text() -> str:
             f"acdc-kernels {__version__}",
             _section("Built", _built()),
             _section("This machine", _machine()),
+            _section("Sparse products", _sparse_products()),
             "Kernels\n" + _indent(text_table(["op", "on the CPU", "on a CUDA GPU"], kernel_rows())),
             "\n".join(_notes()),
         )
@@ -56,6 +57,17 @@ def _machine() -> list[tuple[str, str]]:
         ("system", str(facts["os"])),
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
         ("GPU", gpu),
+    ]
+
+
+def _sparse_products() -> list[tuple[str, str]]:
+    """What `Sparsifier(kernels=...)` can choose from here."""
+    if not _native.available():
+        return [("linear", f"dense, with zeros in the weights: {_native.why_not()}")]
+    fp16 = "yes" if "avx512_fp16" in machine()["isa"] else "no: this processor lacks AVX512-FP16"
+    return [
+        ("linear", f"unstructured and block:4x1, float32, on the CPU: C++ ({_native.cpu_isa()})"),
+        ("AVX512-FP16", f'{fp16} (kernels="fp16")'),
     ]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from .machine import machine, versions
 from .memory import memory_facts
 from .models import build_model
 from .run_folder import Kind, RunFolder
+from .saving import Saving, planning_share, saving, training_seconds
 from .tables import duration, markdown_table, mean_and_spread, percent, size, text_table
 
 FORMAT = 1
@@ -22,6 +25,7 @@ ADDED = {
     "optimizer": "sgd",
     "pattern": "unstructured",
     "precision": "fp32",
+    "kernels": "dense",
     "augment": False,
     "model_args": "{}",
     "data_args": "{}",
@@ -30,7 +34,11 @@ _MODEL_SHAPE = {
     "epoch": int,
     **dict.fromkeys(("val_accuracy", "test_accuracy", "sparsity", "inference_flops"), float),
 }
-_ROW_SHAPE = {"epoch": int, "phase": str, **dict.fromkeys(("train_accuracy", "val_accuracy", "sparsity"), float)}
+_ROW_SHAPE = {
+    "epoch": int,
+    "phase": str,
+    **dict.fromkeys(("train_accuracy", "val_accuracy", "sparsity", "flops", "seconds"), float),
+}
 _TIME_SHAPE = {"count": int, "seconds": float, "median_ms": (float,)}
 # what tables and curves rely on
 REPORT_SHAPE = {
@@ -41,10 +49,19 @@ REPORT_SHAPE = {
     "history": [_ROW_SHAPE],
 }
 MEMORY = tuple(f"{name}_bytes" for name in ("model", "optimizer", "mask", "twin_on_disk", "peak"))
-DENSE_PRODUCTS = (
-    "FLOPs leave out products with zero weights. This version still computes dense products with masked weights,\n"
-    "so a compressed step takes about as long as a dense one: the saving is not yet one of time."
-)
+# what some reports have and older ones lack
+_OPTIONAL = {
+    "memory": dict.fromkeys(MEMORY, int),
+    "plan": [
+        {
+            **dict.fromkeys(("layer", "product", "kernel", "reason"), str),
+            **{"times": dict, "samples": (int,), "shape": [int], "sparsity": (float,)},
+        }
+    ],
+}
+PRODUCTS = ("forward", "input gradient", "weight gradient")
+LAYERS_SHOWN = 12
+DENSE_PRODUCTS = "FLOPs leave out products with zero weights. Every product of this run was dense, with zeros in the weights."
 
 
 def build_report(trainer: Trainer, folder: RunFolder, command: str) -> dict[str, Any]:
@@ -56,7 +73,7 @@ def build_report(trainer: Trainer, folder: RunFolder, command: str) -> dict[str,
     memory = memory_facts(trainer.model, trainer.optimizer, trainer.sparsifier)  # scoring is no part of training
     compressed = [row["flops"] for row in history if row["phase"] == "compressed"]
     models = {kind: _score(trainer, folder, kind) for kind in ("sparse", "dense")}
-    return {
+    report = {
         "format": FORMAT,
         "config": trainer.config.to_dict(),
         "models": models,
@@ -68,6 +85,7 @@ def build_report(trainer: Trainer, folder: RunFolder, command: str) -> dict[str,
             "inference": (models["sparse"] or models["dense"])["inference_flops"],
         },
         "time": trainer.clock.summary(),
+        "plan": [asdict(row) | {"shape": list(row.shape)} for row in trainer.sparsifier.plan()],
         "memory": memory,
         "uncovered": trainer.sparsifier.uncovered(),
         "data": {
@@ -80,6 +98,9 @@ def build_report(trainer: Trainer, folder: RunFolder, command: str) -> dict[str,
         "command": command,
         "history": history,
     }
+    if found := saving(report):
+        report["saving"] = asdict(found) | {"realized": found.realized, "realized_of_theoretical": found.share}
+    return report
 
 
 def _score(trainer: Trainer, folder: RunFolder, kind: Kind) -> dict[str, Any] | None:
@@ -129,8 +150,9 @@ def read_report(path: Path) -> dict[str, Any]:
         if report["format"] != FORMAT:
             raise ValueError(f"it is of format {report['format']}, must be of {FORMAT}")
         check(report, REPORT_SHAPE, "report")
-        if "memory" in report:
-            check(report["memory"], dict.fromkeys(MEMORY, int), "report.memory")
+        for key, shape in _OPTIONAL.items():
+            if key in report:
+                check(report[key], shape, f"report.{key}")
         epochs, rows = report["config"]["epochs"], len(report["history"])
         if not 0 < rows == epochs:
             raise ValueError(f"report.history: must have a row for each of {epochs} epochs, got {rows}")
@@ -140,7 +162,7 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def summary(report: dict[str, Any]) -> str:
-    """One run as text: the pair, the FLOPs, the time."""
+    """One run as text: the pair, the FLOPs, the time, the saving of both, the plan."""
     config, time, flops, models = report["config"], report["time"], report["flops"], report["models"]
     total = sum(kind["seconds"] for kind in time.values())
     names = {"dense": "dense twin" if models["sparse"] else "dense model", "sparse": "sparse model"}
@@ -163,6 +185,8 @@ def summary(report: dict[str, Any]) -> str:
 
     spent = [phases(kind) for kind in ("dense", "compressed") if time[kind]["median_ms"] is not None]
     spent += [f"{duration(time['flip']['seconds'])} in flips"] if time["flip"]["count"] else []
+    if (share := planning_share(report)) is not None:
+        spent += [f"{duration(time['planning']['seconds'])} planning ({percent(share)} of the compressed steps)"]
     spent += [f"{duration(time['evaluation']['seconds'])} in evaluation"]
     compressed = "" if flops["compressed_step"] is None else f"; a compressed step {percent(flops['compressed_step'])}"
     lines = [
@@ -174,13 +198,55 @@ def summary(report: dict[str, Any]) -> str:
         f"training FLOPs  {percent(flops['training'])} of dense training{compressed}",
         f"training time   {', '.join(spent)}",
     ]
+    if found := saving(report):
+        lines.append(f"saving          {_saving(found)}")
     if "memory" in report:
         lines.append(f"memory          {_memory(report['memory'])}")
+    if plan := report.get("plan"):
+        lines += ["", _plan(plan)]
     if models["sparse"]:
-        lines += ["", DENSE_PRODUCTS]
+        lines += ["", DENSE_PRODUCTS] if all(row["kernel"] == "dense" for row in plan or ()) else []
         if models["dense"] and models["dense"]["sparsity"] >= 0.001:
-            lines.append("The dense twin's zeros were pruned, or zero from the start, and have got no gradient since.")
+            lines += ["", "The dense twin's zeros were pruned, or zero from the start, and have got no gradient since."]
     return "\n".join(lines)
+
+
+def _saving(found: Saving) -> str:
+    share = "-" if found.share is None else f"{found.share:.2f}"
+    return (
+        f"a compressed step takes {found.step_ratio:.3f} of a dense one: {percent(found.realized)} saved on the clock, "
+        f"{percent(found.theoretical)} in FLOPs; realized / theoretical {share}"
+    )
+
+
+def _plan(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The plan of the last compressed phase, a row a layer, and why products are dense."""
+    layers: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        layers.setdefault(row["layer"], {})[row["product"]] = row
+    table = []
+    for name, products in list(layers.items())[:LAYERS_SHOWN]:
+        first = next(iter(products.values()))
+        shape = "x".join(map(str, first["shape"]))
+        cells = [_kernel(products[product]) if product in products else "-" for product in PRODUCTS]
+        table.append([name, shape, percent(first["sparsity"]), *cells])
+    lines = [text_table(["layer", "shape", "sparsity", *PRODUCTS], table)]
+    if len(layers) > LAYERS_SHOWN:
+        lines.append(f"and {len(layers) - LAYERS_SHOWN} more layers: see plan in report.json")
+    whys: dict[str, int] = {}
+    for row in rows:
+        if row["kernel"] == "dense":
+            whys[row["reason"]] = whys.get(row["reason"], 0) + 1
+    sparse = sum(row["kernel"] != "dense" for row in rows)
+    lines.append(f"{sparse} of {len(rows)} products are sparse" + (", dense are" if whys else ""))
+    return "\n".join([*lines, *(f"  {count}: {reason}" for reason, count in whys.items())])
+
+
+def _kernel(row: Mapping[str, Any]) -> str:
+    """A cell of the plan: the kernel, its time, and dense's beside it."""
+    mine, dense = row["times"].get(row["kernel"]), row["times"].get("dense")
+    text = row["kernel"] if mine is None else f"{row['kernel']} {mine:.3g} ms"
+    return text if row["kernel"] == "dense" or dense is None else f"{text} (dense {dense:.3g})"
 
 
 def _memory(facts: dict[str, int]) -> str:
@@ -213,6 +279,8 @@ def group(reports: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
             name += f" {pattern}"
         if config["schedule"] != "dense":
             name += f" {config['sparsity']:.0%}"
+            if (kernels := config.get("kernels", "auto")) != "auto":
+                name += f" {kernels} kernels"
         while name in named:  # same name, other settings
             name += "'"
         named[name] = members
@@ -260,5 +328,60 @@ def comparison(reports: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[
     return header, rows
 
 
+def costs(reports: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of a table with a row a group: what its runs cost beside what they reach.
+
+    "of dense" is the training time over that of the dense run with the same settings, seed, threads and processor, where
+    that is among `reports`: mean over the seeds that both have.
+    """
+    header = [
+        *("run", "seeds", "test accuracy", "training FLOPs", "training time", "of dense", "planning"),
+        *("dense step", "step ratio", "saved on the clock", "saved in FLOPs", "realized / theoretical"),
+    ]
+    dense = {_twin_of(report): report for report in reports if report["config"]["schedule"] == "dense"}
+    rows = []
+    for name, members in group(reports).items():
+        models = [report["models"]["sparse"] or report["models"]["dense"] for report in members]
+        found = [saving(report) for report in members]
+        steps = [report["time"]["dense"]["median_ms"] for report in members]
+        baselines = [dense.get(_twin_of(report)) for report in members]
+        shares = [
+            training_seconds(report) / training_seconds(baseline)
+            for report, baseline in zip(members, baselines, strict=True)
+            if baseline is not None and baseline is not report
+        ]
+        rows.append(
+            [
+                name,
+                str(len(members)),
+                mean_and_spread([model and model["test_accuracy"] for model in models], 2),
+                mean_and_spread([report["flops"]["training"] for report in members]),
+                duration(statistics.mean(map(training_seconds, members))),
+                mean_and_spread(shares),
+                mean_and_spread([planning_share(report) for report in members]),
+                "-" if None in steps else f"{statistics.mean(steps):.1f} ms",
+                _mean([each and each.step_ratio for each in found], 3),
+                mean_and_spread([each and each.realized for each in found]),
+                mean_and_spread([each and each.theoretical for each in found]),
+                _mean([each and each.share for each in found], 2),
+            ]
+        )
+    return header, rows
+
+
+def _twin_of(report: Mapping[str, Any]) -> str:
+    """What a run and the dense run that it is compared with have in common."""
+    config = ADDED | report["config"]
+    own = ("schedule", "phases", "sparsity", "pattern", "scope", "kernels")
+    setting = {key: value for key, value in config.items() if key not in own}
+    return json.dumps([setting, report.get("machine", {}).get("cpu")], sort_keys=True)
+
+
+def _mean(values: Sequence[float | None], digits: int) -> str:
+    known = [value for value in values if value is not None]
+    return f"{statistics.mean(known):.{digits}f}" if known else "-"
+
+
 def comparison_markdown(reports: Sequence[dict[str, Any]]) -> str:
-    return markdown_table(*comparison(reports), left=2)
+    """Both tables: what the models are, and what the runs cost."""
+    return f"{markdown_table(*comparison(reports), left=2)}\n\n{markdown_table(*costs(reports))}"
