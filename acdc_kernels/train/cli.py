@@ -144,8 +144,8 @@ def train(
         KernelsName | None,
         typer.Option(
             help="Products of compressed phases. auto: for each layer the fastest, measured where a phase begins; "
-            "model: the same by a cost model, so that runs repeat to the bit; dense; sparse: wherever a layer can; fp16: "
-            "auto, with half-precision forward products to choose from (default: the preset's)."
+            "model: by a cost model, so that runs repeat to the bit; dense; sparse: wherever a layer can; "
+            "fp16: auto, with half-precision forward products to choose from (default: the preset's)."
         ),
     ] = None,
     seed: Annotated[

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from . import data, plots
+from .comparison import comparison, comparison_markdown, costs, group
 from .documents import check, parse
 from .errors import UserError
 from .loop import Interrupted, Trainer
 from .presets import RunConfig, make_config
-from .report import build_report, comparison, comparison_markdown, costs, group, read_report, summary
+from .report import build_report, read_report, summary
 from .run_folder import RunFolder
 from .tables import markdown_table, text_table
 
