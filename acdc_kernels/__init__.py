@@ -2,7 +2,8 @@
 
 from ._version import __version__
 from .checkpoint import load_checkpoint, save_checkpoint
-from .ops import pack_mask, topk_mask, unpack_mask
+from .formats.bundles import Topology
+from .ops import compress, decompress, pack_mask, sparse_linear, topk_mask, unpack_mask
 from .optim import MaskedAdamW, MaskedSGD
 from .policy import schedules
 from .sparsifier import Sparsifier
@@ -11,11 +12,15 @@ __all__ = [
     "MaskedAdamW",
     "MaskedSGD",
     "Sparsifier",
+    "Topology",
     "__version__",
+    "compress",
+    "decompress",
     "load_checkpoint",
     "pack_mask",
     "save_checkpoint",
     "schedules",
+    "sparse_linear",
     "topk_mask",
     "unpack_mask",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from .. import _native
 
@@ -27,9 +28,20 @@ def _device_type(args: Sequence[Any]) -> str:
 
 
 def register(
-    name: str, schema: str, reference: Callable[..., Any], fake: Callable[..., Any], mutates: tuple[str, ...] = ()
+    name: str,
+    schema: str,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    mutates: tuple[str, ...] = (),
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., None] | None = None,
+    flops: Callable[..., int] | None = None,
 ) -> torch._ops.OpOverload:
-    """Define ``acdc_kernels::name``: ``schema`` is its arguments and returns, ``mutates`` what it writes to."""
+    """Define ``acdc_kernels::name``: ``schema`` is its arguments and returns, ``mutates`` what it writes to.
+
+    ``backward`` and ``setup_context`` are its gradient, as ``torch.library.register_autograd`` takes them; ``flops``
+    its count from the arguments with a shape for every tensor, for ``torch.utils.flop_counter``.
+    """
 
     def stand_in(*args: Any) -> Any:
         _native.warn_reference(_device_type(args))
@@ -37,4 +49,9 @@ def register(
 
     op = torch.library.custom_op(f"{NAMESPACE}::{name}", stand_in, mutates_args=mutates, schema=schema)
     op.register_fake(fake)
-    return getattr(torch.ops.acdc_kernels, name).default
+    if backward is not None:
+        op.register_autograd(backward, setup_context=setup_context)
+    packet = getattr(torch.ops.acdc_kernels, name)
+    if flops is not None and packet not in flop_registry:  # registering twice raises, and modules can be reloaded
+        register_flop_formula(packet)(flops)
+    return packet.default

@@ -1,0 +1,62 @@
+"""Schemas, fakes and gradients of ``build_bundles``, ``gather_values`` and ``scatter_values``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ...formats.bundles import index_layout
+from .._registry import register
+from . import reference
+
+
+def _fake_build(bits: Tensor, meta: list[int], format: str) -> list[Tensor]:
+    return [bits.new_empty(shape, dtype=dtype) for shape, dtype in index_layout(meta, format)[1:]]
+
+
+def _fake_gather(weight: Tensor, index: list[Tensor], meta: list[int], format: str) -> Tensor:
+    return weight.new_empty((meta[2],))
+
+
+def _fake_scatter(values: Tensor, index: list[Tensor], meta: list[int], format: str) -> Tensor:
+    return values.new_empty((meta[0], meta[1]))
+
+
+def _keep_index(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, index, ctx.meta, ctx.format = inputs
+    ctx.save_for_backward(*index)
+
+
+def _gather_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    index = list(ctx.saved_tensors)
+    return scatter_values_op(grad.contiguous(), index, ctx.meta, ctx.format), [None] * len(index), None, None
+
+
+def _scatter_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    index = list(ctx.saved_tensors)
+    return gather_values_op(grad, index, ctx.meta, ctx.format), [None] * len(index), None, None
+
+
+build_bundles_op = register(
+    "build_bundles",
+    "(Tensor bits, SymInt[] meta, str format) -> Tensor[]",
+    reference.build_bundles,
+    _fake_build,
+)
+gather_values_op = register(
+    "gather_values",
+    "(Tensor weight, Tensor[] index, SymInt[] meta, str format) -> Tensor",
+    reference.gather_values,
+    _fake_gather,
+    backward=_gather_backward,
+    setup_context=_keep_index,
+)
+scatter_values_op = register(
+    "scatter_values",
+    "(Tensor values, Tensor[] index, SymInt[] meta, str format) -> Tensor",
+    reference.scatter_values,
+    _fake_scatter,
+    backward=_scatter_backward,
+    setup_context=_keep_index,
+)
