@@ -62,6 +62,8 @@ def build_topology(bits: Tensor, rows: int, cols: int, pattern: str = "unstructu
         TypeError, ValueError: a mask of another length or dtype, one without data (meta), 2**31 kept weights or more,
             another pattern, rows that are not whole groups of 4 or differ within one with ``"block:4x1"``.
     """
+    if torch.compiler.is_compiling():
+        torch._dynamo.graph_break(msg="a topology is built on the host; in a full graph, pass compress a topology")
     rows, cols = _size("rows", rows), _size("cols", cols)
     if pattern not in FORMATS:
         known = " or ".join(map(repr, FORMATS))
