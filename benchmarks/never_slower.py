@@ -59,7 +59,7 @@ GRID = tuple(Grid(rows, cols, samples) for rows, cols in SHAPES for samples in S
 
 
 def verdict(all_rows: Sequence[Row]) -> list[str]:
-    """Lines on the points whose dense time is at least 0.3 ms: how many, the worst, and those beyond 1.03x and the noise."""
+    """Lines on the points whose dense time is at least 0.3 ms: their number, the worst, those beyond 1.03x and noise."""
     points: dict[tuple[str, int, float], dict[str, Row]] = {}
     for row in all_rows:
         if "plan" in row:
@@ -80,8 +80,8 @@ def verdict(all_rows: Sequence[Row]) -> list[str]:
     spread = sorted(noise)[int(0.95 * (len(noise) - 1))]
     beyond = [line for ratio, line in sorted(slow, reverse=True) if ratio > ALLOWED + spread]
     return [
-        f"never slower: {len(ratios)} points of at least {LEAST_MS} ms, worst {max(ratios):.3f}x dense; two dense layers "
-        f"differ by up to {max(noise):.1%} (95th percentile {spread:.1%})",
+        f"never slower: {len(ratios)} points of at least {LEAST_MS} ms, worst {max(ratios):.3f}x dense; two dense "
+        f"layers differ by up to {max(noise):.1%} (95th percentile {spread:.1%})",
         f"  {len(beyond)} points above {ALLOWED} and that percentile",
         *beyond,
     ]

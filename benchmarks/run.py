@@ -1,4 +1,4 @@
-"""`acdc-kernels bench OP`: times one op, or training steps, on this machine, prints a table and writes machine-stamped JSON."""
+"""`acdc-kernels bench OP`: times an op or training steps, prints tables and writes machine-stamped JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a flip and a step do beside the products: building topologies from masks, gathering values, scattering gradients."""
+"""What flips and steps do beside the products: topologies built from masks, values gathered, gradients scattered."""
 
 from __future__ import annotations
 

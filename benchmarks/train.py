@@ -1,9 +1,9 @@
 """`bench train`: whole training steps of perceptrons, dense and compressed, and the flips between the phases.
 
-A step is zero_grad, forward, cross-entropy, backward, the optimizer's and the sparsifier's step; SGD with momentum 0.9 and
-weight decay, learning rate 0, so that however many steps are timed the numbers stay what they are. The compressed and
-the dense step are those of AC/DC training (MaskedSGD, Sparsifier with kernels="auto"), each with a model of its own; peers
-are the plain model with torch's fused SGD, in float32 and with bfloat16 autocast.
+A step is zero_grad, forward, cross-entropy, backward, the optimizer's and the sparsifier's step; SGD with momentum 0.9
+and weight decay, learning rate 0, so that however many steps are timed the numbers stay what they are. The compressed
+and the dense step are those of AC/DC training (MaskedSGD, Sparsifier with kernels="auto"), each with a model of its own;
+peers are the plain model with torch's fused SGD, in float32 and with bfloat16 autocast.
 
 Flips are timed in a training of its own whose phases are 1000 steps, without their planning, which has its own row.
 """
@@ -159,16 +159,14 @@ def measure(case: Case, threads: Sequence[int], budget: Budget, backend: str, wi
 
 def summary(all_rows: Sequence[Row]) -> str:
     """Compressed step / dense step, beside the target where there is one."""
+    goals = {f"{Case(WIDE, batch, 0.9).name}, step": target for batch, target in TARGETS.items()}
     lines = ["step ratio: compressed step / dense step, optimizer included"]
     for row in all_rows:
-        if row["peer"] != DENSE or "step_ratio" not in row:
-            continue
-        target = next(
-            (TARGETS[batch] for batch in TARGETS if row["case"].startswith(f"{Case(WIDE, batch, 0.9).name}, step")),
-            None,
-        )
-        goal = f"  (target <= {target})" if target and row["sparsity"] == 0.9 else ""
-        lines.append(
-            f"  {row['case']:<48}{row['sparsity']:>5.0%}  {row['threads']} threads{row['step_ratio']:>8.3f}{goal}"
-        )
+        if row["peer"] == DENSE and "step_ratio" in row:
+            target = goals.get(row["case"]) if row["sparsity"] == 0.9 else None
+            goal = f"  (target <= {target})" if target else ""
+            where = (
+                f"  {row['case']}, {row['sparsity']:.0%}, {row['threads']} thread{'s' if row['threads'] > 1 else ''}"
+            )
+            lines.append(f"{where:<66}{row['step_ratio']:>8.3f}{goal}")
     return "\n".join(lines)

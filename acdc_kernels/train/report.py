@@ -78,7 +78,7 @@ def build_report(trainer: Trainer, folder: RunFolder, command: str) -> dict[str,
             "inference": (models["sparse"] or models["dense"])["inference_flops"],
         },
         "time": trainer.clock.summary(),
-        "plan": [asdict(row) | {"shape": list(row.shape)} for row in trainer.sparsifier.plan()],
+        "plan": [row.to_dict() for row in trainer.sparsifier.plan()],
         "memory": memory,
         "uncovered": trainer.sparsifier.uncovered(),
         "data": {
