@@ -180,13 +180,13 @@ def table(group: Sequence[Row]) -> str:
     first = group[0]
     head = f"{first['op']}  {first['case']}  {first['sparsity']:.0%} {first['pattern']}  {first['dtype']}  "
     head += f"{first['threads']} thread{'s' if first['threads'] > 1 else ''}  {first['device']}"
-    ours = f"  {'ours (' + first.get('backend', '?') + ')':<34}{first['ours_ms']:>10.4g} ms{'':10}"
+    ours = f"  {'ours (' + first.get('backend', '?') + ')':<36}{first['ours_ms']:>10.4g} ms{'':10}"
     ours += f"  ±{first['ours_spread']:.1%}  clean {first['ours_clean']}"
     if "of_roofline" in first:
         ours += f"  {first['of_roofline']:.2f}x of the roofline's time"
     lines = [head, ours + _memory(first, "ours")]
     for row in group:
-        line = f"  {row['peer']:<34}{row['peer_ms']:>10.4g} ms{row['speedup']:>9.2f}x"
+        line = f"  {row['peer']:<36}{row['peer_ms']:>10.4g} ms{row['speedup']:>9.2f}x"
         lines.append(f"{line}  ±{row['peer_spread']:.1%}  clean {row['peer_clean']}{_memory(row, 'peer')}")
     return "\n".join(lines)
 

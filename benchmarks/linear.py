@@ -31,7 +31,7 @@ SAMPLES = (128, 512, 2048)
 SPARSITIES = (0.80, 0.90, 0.95, 0.98)
 PATTERNS = ("unstructured", "block:4x1")
 DENSE, BF16 = "torch dense float32", "torch dense bfloat16"
-DENSE_AGAIN = "torch dense float32, a second layer (noise)"
+DENSE_AGAIN = "torch dense float32 again (noise)"
 
 Key = Hashable
 Contenders = dict[Key, Callable[[], object]]

@@ -19,7 +19,7 @@ SHAPES = ((512, 512), (1000, 784), (1024, 1024), (2048, 2048), (1024, 4096))  # 
 SAMPLES = (32, 128, 512)
 LEAST_MS = 0.3  # below it a layer is mostly overhead of the interpreter
 ALLOWED = 1.03
-DENSE, AGAIN = "torch dense float32", "torch dense float32, a second layer (noise)"
+DENSE, AGAIN = "torch dense float32", "torch dense float32 again (noise)"
 MARK = "planned layer"
 
 
@@ -59,7 +59,7 @@ GRID = tuple(Grid(rows, cols, samples) for rows, cols in SHAPES for samples in S
 
 
 def verdict(all_rows: Sequence[Row]) -> list[str]:
-    """Lines on the points whose dense time is at least 0.3 ms: their number, the worst, those beyond 1.03x and noise."""
+    """Lines on the points of at least 0.3 ms of dense time: their number, the worst, those beyond 1.03x and noise."""
     points: dict[tuple[str, int, float], dict[str, Row]] = {}
     for row in all_rows:
         if "plan" in row:

@@ -15,24 +15,24 @@ from . import layers
 from .harness import Budget, Row, interleave, rows
 from .linear_peers import csr
 
-WIDTH = 2048
 SPARSITY = 0.9
 
 
 @dataclass(frozen=True)
 class Build:
-    """Square weights 2048 wide at 90%: six of them are 25.2 million weights."""
+    """Square weights at 90%: six of them, 2048 wide, are 25.2 million weights."""
 
     count: int = 6
+    width: int = 2048
     patterns: tuple[str, ...] = ("unstructured", "block:4x1")
 
     @property
     def weights(self) -> int:
-        return self.count * WIDTH * WIDTH
+        return self.count * self.width**2
 
     def measure(self, threads: Sequence[int], budget: Budget, backend: str) -> Iterator[list[Row]]:
         """Rows of the parts, for each pattern and thread count; `torch.set_num_threads` is left changed."""
-        weights = [layers.linear(WIDTH, WIDTH, seed=seed).weight.detach() for seed in range(self.count)]
+        weights = [layers.linear(self.width, self.width, seed=seed).weight.detach() for seed in range(self.count)]
         for pattern in self.patterns:
             parts = contenders(weights, pattern)
             for used in threads:
@@ -62,8 +62,8 @@ def contenders(weights: list[Tensor], pattern: str) -> dict[str, dict[str, Calla
     return {
         "compress": {
             "ours": lambda: [acdc.compress(w, b, pattern) for w, b in zip(weights, bits, strict=True)],
-            "torch to_sparse_csr of masked weights": lambda: [csr(w) for w in masked],
-            "torch nonzero of bool masks": lambda: [mask.nonzero() for mask in masks],
+            "torch to_sparse_csr": lambda: [csr(w) for w in masked],
+            "torch nonzero of the mask": lambda: [mask.nonzero() for mask in masks],
         },
         "gather": {
             "ours": gathered,

@@ -2,8 +2,8 @@
 
 A step is zero_grad, forward, cross-entropy, backward, the optimizer's and the sparsifier's step; SGD with momentum 0.9
 and weight decay, learning rate 0, so that however many steps are timed the numbers stay what they are. The compressed
-and the dense step are those of AC/DC training (MaskedSGD, Sparsifier with kernels="auto"), each with a model of its own;
-peers are the plain model with torch's fused SGD, in float32 and with bfloat16 autocast.
+and the dense step are those of AC/DC training (MaskedSGD, Sparsifier with kernels="auto"), each with its model; peers
+are the plain model with torch's fused SGD, in float32 and with bfloat16 autocast.
 
 Flips are timed in a training of its own whose phases are 1000 steps, without their planning, which has its own row.
 """
@@ -31,6 +31,7 @@ DENSE = "dense step of the same training"
 TORCH, TORCH_BF16 = "torch SGD fused, float32", "torch SGD fused, bfloat16 autocast"
 OURS_AGAIN = "ours, entered twice (noise)"
 PHASE = 1000  # steps of a phase between two flips
+TRAINED = 20  # of these before a flip to compressed: the plan goes by what they take
 FLIPS = 5
 TARGETS = {128: 0.45, 256: 0.36, 512: 0.30}  # step ratio of WIDE at 90%, by batch
 
@@ -117,9 +118,11 @@ def flip_times(case: Case) -> dict[str, Timing]:
     seconds: dict[str, list[float]] = {"flip to compressed": [], "flip to dense": [], "planning": []}
     clean: dict[str, list[float]] = {name: [] for name in seconds}
     for _ in range(cycles):
-        train()
-        while sparsifier.step_count < sparsifier.phase.last_step:  # the rest of the phase only counts
+        while sparsifier.step_count < sparsifier.phase.last_step:  # most of the phase only counts
+            if sparsifier.phase.last_step - sparsifier.step_count < TRAINED:
+                train()
             sparsifier.step()
+        train()
         planned, switches, start = sparsifier.planning_seconds, involuntary_switches(), time.perf_counter()
         sparsifier.step()
         taken, planning = time.perf_counter() - start, sparsifier.planning_seconds - planned
