@@ -100,7 +100,7 @@ class Products:
             sparsifier = layers.compressed(layer, x.clone().requires_grad_(), sparsity, pattern, kernels="sparse")
             mask = unpack_mask(sparsifier.masks["weight"], layer.weight.shape)
             weight = layer.weight.detach()
-            call = layers.training(layer, x, grad)
+            call = layers.training(layer, x, grad, sparsifier)
             check(f"bench linear: {self.name}", call(), x @ weight.t())
             check(f"bench linear: {self.name}, weight gradient", layer.weight.grad, (grad.t() @ x).mul_(mask))
             return call, weight
