@@ -34,8 +34,8 @@ def compressed(
 ) -> Sparsifier:
     """Takes `model` into a compressed phase that has been planned for batches like `x`, and returns its sparsifier.
 
-    Who drops the sparsifier has dense products again. Two dense steps go first, with learning rate 0: the plan learns the
-    shapes from them. sgd: options of the optimizer.
+    Who drops the sparsifier has dense products again. Two dense steps go first, with learning rate 0: the plan learns
+    the shapes from them. sgd: options of the optimizer.
     """
     optimizer = MaskedSGD(model.parameters(), **{"lr": 0.0, **sgd})
     schedule = schedules.acdc(total=LONG, warmup=2, compressed=1, dense=1, final_dense=0, final_compressed=LONG - 2)

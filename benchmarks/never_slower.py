@@ -44,7 +44,7 @@ class Grid:
                 layer = layers.linear(self.rows, self.cols, bias=True)
                 sparsifier = layers.compressed(layer, x.clone().requires_grad_(), sparsity)
                 plans[sparsity] = {row.product: row.kernel for row in sparsifier.plan()}
-                calls[sparsity] = layers.training(layer, x, grad)
+                calls[sparsity] = layers.training(layer, x, grad, sparsifier)
             timings = interleave(calls, budget)
             for sparsity in self.sparsities:
                 facts = {
@@ -71,10 +71,8 @@ def verdict(all_rows: Sequence[Row]) -> list[str]:
             continue
         noise.append(abs(again / dense - 1))
         ratios.append(peers[DENSE]["ours_ms"] / dense)
-        where = f"  {ratios[-1]:.3f}x dense: {case}, {threads} threads, {sparsity:.0%}; "
-        slow.append(
-            (ratios[-1], where + ", ".join(f"{product} {kernel}" for product, kernel in peers[DENSE]["plan"].items()))
-        )
+        plan = ", ".join(f"{product} {kernel}" for product, kernel in peers[DENSE]["plan"].items())
+        slow.append((ratios[-1], f"  {ratios[-1]:.3f}x dense: {case}, {sparsity:.0%}, threads: {threads}; {plan}"))
     if not ratios:
         return []
     spread = sorted(noise)[int(0.95 * (len(noise) - 1))]

@@ -56,12 +56,12 @@ def plot_run(report: Mapping[str, Any], path: Path) -> None:
     lower.set_xlim(0, epochs[-1])
     lower.set_ylabel("sparsity")
     dense = [row["seconds"] for row in history if row["phase"] == "dense"]
-    cost.stairs([row["flops"] for row in history], edges, color=GREEN, linewidth=1.5, label="FLOPs of a step")
+    cost.stairs([row["flops"] for row in history], edges, color=GREEN, linewidth=1.5, label="FLOPs / dense step's")
     if dense:
         time = [row["seconds"] / statistics.median(dense) for row in history]
-        cost.stairs(time, edges, color=PURPLE, linewidth=1.5, label="time of a step")
+        cost.stairs(time, edges, color=PURPLE, linewidth=1.5, label="time / dense step's")
     cost.set_ylim(bottom=0)
-    cost.set_ylabel("of a dense step")
+    cost.set_ylabel("cost")
     cost.set_xlabel("epoch")
     cost.xaxis.set_major_locator(MaxNLocator(integer=True))
 

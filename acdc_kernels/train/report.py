@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -226,13 +227,16 @@ def _plan(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [text_table(["layer", "shape", "sparsity", *PRODUCTS], table)]
     if len(layers) > LAYERS_SHOWN:
         lines.append(f"and {len(layers) - LAYERS_SHOWN} more layers: see plan in report.json")
-    whys: dict[str, int] = {}
+    whys: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        if row["kernel"] == "dense":
-            whys[row["reason"]] = whys.get(row["reason"], 0) + 1
+        if row["kernel"] == "dense":  # reasons that differ in their figures alone are one
+            whys.setdefault(re.sub(r"\d+(\.\d+)?", "", row["reason"]), []).append(row)
     sparse = sum(row["kernel"] != "dense" for row in rows)
     lines.append(f"{sparse} of {len(rows)} products are sparse" + (", dense are" if whys else ""))
-    return "\n".join([*lines, *(f"  {count}: {reason}" for reason, count in whys.items())])
+    for alike in whys.values():
+        others = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
+        lines.append(f"  {alike[0]['layer']} {alike[0]['product']}{others}: {alike[0]['reason']}")
+    return "\n".join(lines)
 
 
 def _kernel(row: Mapping[str, Any]) -> str:

@@ -225,7 +225,7 @@ def test_the_verdict_counts_points_above_what_noise_explains():
     assert head.startswith("never slower: 42 points of at least 0.3 ms, worst 1.050x dense; two dense layers differ by")
     assert head.endswith("up to 1.0% (95th percentile 1.0%)")
     assert count == "  1 points above 1.03 and that percentile"
-    assert worst == ["  1.050x dense: planned layer 8->8, 1 threads, 95%; forward sparse, weight gradient dense"]
+    assert worst == ["  1.050x dense: planned layer 8->8, 95%, threads: 1; forward sparse, weight gradient dense"]
 
 
 def test_the_grid_has_the_points_that_it_must_have():

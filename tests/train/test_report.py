@@ -83,8 +83,8 @@ PLAN = [
     row("1", "forward", "sparse", sparse=0.25, dense=1.0),
     row("1", "input gradient", "dense", "x needs no gradient"),
     row("1", "weight gradient", "sparse", sparse=0.5, dense=2.25),
-    row("5", "forward", "dense", "sparse is slower", sparse=0.25, dense=0.2),
-    row("5", "input gradient", "dense", "sparse is slower", sparse=0.25, dense=0.2),
+    row("5", "forward", "dense", "0.25 ms sparse, 0.2 dense", sparse=0.25, dense=0.2),
+    row("5", "input gradient", "dense", "0.31 ms sparse, 0.3 dense", sparse=0.31, dense=0.3),
 ]
 
 
@@ -93,9 +93,12 @@ def test_the_plan_is_shown_layer_by_layer_with_the_reasons_for_dense(finished):
     assert [re.split("  +", line) for line in text.splitlines() if re.match(r"layer|1 |5 ", line)] == [
         ["layer", "shape", "sparsity", "forward", "input gradient", "weight gradient"],
         ["1", "1024x64", "90.0%", "sparse 0.25 ms (dense 1)", "dense", "sparse 0.5 ms (dense 2.25)"],
-        ["5", "1024x64", "90.0%", "dense 0.2 ms", "dense 0.2 ms", "-"],
+        ["5", "1024x64", "90.0%", "dense 0.2 ms", "dense 0.3 ms", "-"],
     ]
-    assert "2 of 5 products are sparse, dense are\n  1: x needs no gradient\n  2: sparse is slower\n" in text
+    assert (
+        "2 of 5 products are sparse, dense are\n  1 input gradient: x needs no gradient\n"
+        "  5 forward and 1 more: 0.25 ms sparse, 0.2 dense\n"
+    ) in text
     assert "Every product of this run was dense" not in text
     many = [row(f"layer {i}", "forward", "sparse") for i in range(20)]
     assert "and 8 more layers: see plan in report.json\n20 of 20 products are sparse" in summary(
