@@ -99,7 +99,7 @@ class CostModel:
 
     flops: Mapping[str, float]  # kind of work -> FLOP/s of a thread
     bandwidth: float = 8e9  # bytes/s of a thread
-    call: Mapping[str, float] = field(default_factory=lambda: {"dense": 5e-6})
+    dense_call: float = 5e-6
     sparse_call: float = 25e-6
     threads: int = 1
 
@@ -107,14 +107,13 @@ class CostModel:
     def here(cls) -> CostModel:
         """Of this machine as it is set up now: torch's instruction set, ours, the number of threads."""
         dense = _DENSE_RATES.get(torch.backends.cpu.get_cpu_capability(), 20e9)
-        sparse = _SPARSE_RATES.get(_native.cpu_isa(), 1e9)
-        return cls({"dense": dense, **sparse} if isinstance(sparse, dict) else {"dense": dense}, threads=_threads())
+        return cls({"dense": dense, **_SPARSE_RATES.get(_native.cpu_isa(), {})}, threads=torch.get_num_threads())
 
     def seconds(self, work: Work) -> float:
         compute = work.flops / (self.flops.get(work.kind, 1e9) * self.threads)
         moved = work.moved / (self.bandwidth * self.threads)
         if work.kind == "dense":
-            return self.call["dense"] + max(compute, moved)
+            return self.dense_call + max(compute, moved)
         return self.sparse_call + compute + moved
 
 
@@ -125,10 +124,6 @@ _SPARSE_RATES = {
     "avx2": {"sparse": 30e9, "sparse blocks": 40e9},
     "generic": {"sparse": 4e9, "sparse blocks": 6e9},
 }
-
-
-def _threads() -> int:
-    return torch.get_num_threads()
 
 
 class Timer:
@@ -230,7 +225,7 @@ def _processor() -> str:
 
 def machine_key() -> str:
     """What times depend on, beside the layer."""
-    return f"float32 threads={_threads()} {_native.cpu_isa()} {_processor()} torch {torch.__version__} {__version__}"
+    return f"float32 threads={torch.get_num_threads()} {_native.cpu_isa()} {_processor()} torch {torch.__version__} {__version__}"
 
 
 class Planner:

@@ -81,7 +81,7 @@ class Trial(Protocol):
 
 
 class Product:
-    """The callable in ``layer.product``; a subclass brings ``__call__``, ``obstacle_of`` and what runs.
+    """The callable in ``layer.product``; a subclass brings what runs.
 
     ``handle`` is a number by which an opaque op of a compiled model finds it, whatever phase it is compiled in. A copy
     of a layer, whose weights may leave the mask, gets no product: copying one, or pickling it, gives None.
@@ -107,6 +107,49 @@ class Product:
     @staticmethod
     def refusal(layer: nn.Module, weight: Parameter, pattern: str) -> str | None:
         """Why the layer can never have a sparse product with masks of ``pattern``; None if it can."""
+        raise NotImplementedError
+
+    @staticmethod
+    def missing(fp16: bool) -> str | None:
+        """Why compiled kernels (with ``fp16``: those of half precision) can't run on this machine; None if they can."""
+        raise NotImplementedError
+
+    def build(self, bits: Tensor, pattern: str) -> Any:
+        """The topology of a mask."""
+        raise NotImplementedError
+
+    def trial(
+        self,
+        layer: nn.Module,
+        pattern: str,
+        bits: Tensor,
+        seen: Observation,
+        topology: Callable[[], Any],
+        fp16: bool,
+    ) -> Trial:
+        """The layer for the plan; ``topology()`` is asked for when a kernel is to be run."""
+        raise NotImplementedError
+
+    def start(
+        self, topology: Any, chosen: Mapping[str, str], samples: int, favours: Callable[[int], bool] | None
+    ) -> None:
+        """Runs by ``chosen`` (product -> kernel) until ``stop``.
+
+        samples: that the plan was made for; ``favours(n)`` is asked whether to go by it for n far from that. 0: any n.
+        """
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Lets go of the topology; until the next start the product is dense."""
+        raise NotImplementedError
+
+    @property
+    def topology(self) -> Any:
+        """What it runs by; None while it is dense."""
+        raise NotImplementedError
+
+    def weight_is_masked(self) -> None:
+        """Called when the optimizer's masks have been applied: the weight keeps to its mask as it is now."""
         raise NotImplementedError
 
     def start_observing(self) -> None:

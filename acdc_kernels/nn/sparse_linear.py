@@ -19,11 +19,25 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.nn.functional import linear
 
+from .. import _native
 from ..formats.bundles import BLOCKS_4X1, FORMATS, LARGEST_KEPT, Topology
-from ..ops._registry import register
+from ..ops._registry import has_kernel, register
 from ..ops.sparse_linear.contract import sparse_linear_backward_op, sparse_linear_op
+from ..ops.values import build_topology, count_bits
 from ..ops.values.contract import gather_values_op, scatter_values_op
-from .product import DENSE, FORWARD, FP16, INPUT_GRADIENT, PRODUCTS, SPARSE, WEIGHT_GRADIENT, Product, Work, version_of
+from .product import (
+    DENSE,
+    FORWARD,
+    FP16,
+    INPUT_GRADIENT,
+    PRODUCTS,
+    SPARSE,
+    WEIGHT_GRADIENT,
+    Observation,
+    Product,
+    Work,
+    version_of,
+)
 
 __all__ = ["LinearProduct", "LinearTrial"]
 
@@ -154,7 +168,7 @@ class LinearProduct(Product):
         super().__init__(weight)
         self._run: _Run | None = None
         self._samples_range = (0, 0)
-        self._favours: Callable[[int], bool] = lambda samples: True
+        self._favours: Callable[[int], bool] | None = None
         self._favoured: dict[int, bool] = {}
         self._within: tuple[int, int] | None = None  # the version of the weight that is known to keep to its mask
         self._outside: tuple[int, int] | None = None  # the one that is known not to
@@ -163,7 +177,7 @@ class LinearProduct(Product):
 
     @staticmethod
     def refusal(layer: nn.Module, weight: Parameter, pattern: str) -> str | None:
-        own = type(layer)
+        own = type(layer)._own
         if own.forward is not nn.Linear.forward:
             return f"{own.__name__} has a forward of its own"
         if pattern not in FORMATS:
@@ -178,33 +192,49 @@ class LinearProduct(Product):
             return f"sparse kernels take at most {LARGEST_KEPT:,} weights"
         return None
 
-    def start(
-        self, topology: Topology, chosen: Mapping[str, str], samples: int, favours: Callable[[int], bool]
-    ) -> None:
-        """Runs by ``chosen`` (product -> kernel) until ``stop``.
+    @staticmethod
+    def missing(fp16: bool) -> str | None:
+        if not has_kernel(sparse_linear_op, "cpu"):
+            return f"no compiled kernels: {_native.why_not() or 'this build has no sparse_linear'}"
+        if fp16 and not _native.has_cpu_fp16():
+            return "this processor (or the level that ACDC_CPU_ISA forces) has no AVX512-FP16"
+        return None
 
-        samples: that the plan was made for; ``favours(n)`` is asked whether to go by it for n far from that. 0: any n.
-        """
+    def build(self, bits: Tensor, pattern: str) -> Topology:
+        rows, cols = self.weight.shape
+        return build_topology(bits, rows, cols, pattern)
+
+    def trial(
+        self,
+        layer: nn.Module,
+        pattern: str,
+        bits: Tensor,
+        seen: Observation,
+        topology: Callable[[], Topology],
+        fp16: bool,
+    ) -> LinearTrial:
+        kept = count_bits(bits)
+        return LinearTrial(self.weight, layer.bias, kept, FORMATS[pattern], seen, topology, fp16)
+
+    def start(
+        self, topology: Topology, chosen: Mapping[str, str], samples: int, favours: Callable[[int], bool] | None
+    ) -> None:
         self.observing = False
         self._run = _Run.of(topology, chosen)
         self._samples_range = ((samples + 1) // 2, 2 * samples) if samples else (1, 2**63)
-        self._favours = favours
-        self._favoured = {}
+        self._favours, self._favoured = favours, {}
         self._generation += 1
         self.weight_is_masked()
 
     def stop(self) -> None:
-        """Lets go of the topology; until the next start the product is dense."""
-        self._run = self._gathered = self._within = self._outside = None
+        self._run = self._favours = self._gathered = self._within = self._outside = None
         self._generation += 1
 
     @property
     def topology(self) -> Topology | None:
-        """What it runs by; None while it is dense."""
         return None if self._run is None else self._run.topology
 
     def weight_is_masked(self) -> None:
-        """Called when the optimizer's masks have been applied: the weight keeps to its mask as it is now."""
         self._within, self._outside = version_of(self.weight), None
 
     def __call__(self, layer: nn.Module, input: Tensor) -> Tensor:
@@ -248,7 +278,7 @@ class LinearProduct(Product):
         low, high = self._samples_range
         if not low <= samples <= high:
             if samples not in self._favoured:
-                self._favoured[samples] = samples > 0 and self._favours(samples)
+                self._favoured[samples] = samples > 0 and self._favours is not None and self._favours(samples)
             if not self._favoured[samples]:
                 return None
         version = version_of(self.weight)
@@ -466,25 +496,24 @@ planned_linear_backward_op = register(
 class LinearTrial:
     """A linear layer under its mask with ``samples`` rows of input, as the plan sees it (``product.Trial``).
 
-    weight [rows, cols], zero outside of the mask; ``topology()`` builds the index when a kernel is to be run.
+    weight [rows, cols], of which ``kept`` may differ from zero; ``topology()`` is asked for when a kernel is to be run.
     """
 
     def __init__(
         self,
-        product: LinearProduct,
+        weight: Tensor,
         bias: Tensor | None,
         kept: int,
         format: str,
-        samples: int,
-        input_gradient: bool,
-        fp16: bool,
+        seen: Observation,
         topology: Callable[[], Topology],
+        fp16: bool = False,
     ) -> None:
-        self._product, self._topology = product, topology
-        self._weight, self._bias = product.weight.detach(), bias if bias is None else bias.detach()
-        self.rows, self.cols = self._weight.shape
-        self.kept, self.format, self.samples, self.fp16 = kept, format, samples, fp16
-        self.computed = PRODUCTS if input_gradient else (FORWARD, WEIGHT_GRADIENT)
+        self._weight, self._bias = weight.detach(), None if bias is None else bias.detach()
+        self._topology = topology
+        self.rows, self.cols = weight.shape
+        self.kept, self.format, self.samples, self.fp16 = kept, format, seen.samples, fp16
+        self.computed = PRODUCTS if seen.input_gradient else (FORWARD, WEIGHT_GRADIENT)
         self._tensors: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -559,7 +588,7 @@ class LinearTrial:
         product: Callable[..., Tensor] = nn.Linear.forward
         if any(kernel != DENSE for kernel in chosen.values()):
             product = LinearProduct(weight)
-            product.start(self._topology(), {**dict.fromkeys(PRODUCTS, DENSE), **chosen}, 0, lambda samples: True)
+            product.start(self._topology(), {**dict.fromkeys(PRODUCTS, DENSE), **chosen}, 0, None)
 
         def step() -> object:
             return torch.autograd.grad(product(layer, x), wanted, grad)
