@@ -24,8 +24,10 @@ struct Meta {
     STD_TORCH_CHECK(meta.size() == 7, op, ": meta must have 7 entries, got ", meta.size());
     rows = meta[0], cols = meta[1], kept = meta[2];
     STD_TORCH_CHECK(rows >= 0 && cols >= 0 && kept >= 0 && kept < (int64_t{1} << 31), op, ": meta must hold a shape and fewer than 2^31 kept");
-    for (int i = 3; i < 7; ++i)
-      STD_TORCH_CHECK(meta[i] >= 4 && meta[i] <= kLargestBlock && meta[i] % 4 == 0, op, ": panels and blocks must be multiples of 4 up to ", kLargestBlock);
+    for (int i = 3; i < 7; ++i) {
+      const int64_t largest = i % 2 == 1 ? kLargestPanel : kLargestBlock;
+      STD_TORCH_CHECK(meta[i] >= 4 && meta[i] <= largest && meta[i] % 4 == 0, op, ": meta[", i, "] must be a multiple of 4 up to ", largest);
+    }
     panel_rows = static_cast<int32_t>(meta[3]), block_cols = static_cast<int32_t>(meta[4]);
     t_panel_rows = static_cast<int32_t>(meta[5]), t_block_cols = static_cast<int32_t>(meta[6]);
   }

@@ -24,6 +24,7 @@ enum class BundleFormat : int { single, block4x1 };
 
 constexpr int kOffsetUnit = 64;    // offsets are (column within the block) * 64: bytes where a tile is 16 samples wide
 constexpr int kLargestBlock = 512;  // columns, so that offsets fit int16
+constexpr int kLargestPanel = 4096;  // rows
 constexpr int kRankElements = 4096;
 
 // One side of the weight: rows are what a product puts out, cols what it takes in.
@@ -67,8 +68,8 @@ struct BundleIndex {
 
 enum class BundleError : int { none, count_differs, groups_differ };
 
-// Builds the index of `bits` (one bit an element of [rows, cols], row-major). panel_rows and block_cols are multiples of 4, block_cols
-// at most kLargestBlock. count_differs: the mask doesn't keep `kept` elements; groups_differ: four rows of a 4x1 group keep different
+// Builds the index of `bits` (one bit an element of [rows, cols], row-major). panel_rows and block_cols are multiples of 4, at most
+// kLargestPanel and kLargestBlock. count_differs: the mask doesn't keep `kept` elements; groups_differ: four rows of a 4x1 group keep different
 // columns. What was written is of no use then, but all of it lies within the arrays.
 BundleError build_bundles_cpu(const uint8_t* bits, const BundleIndex& index, const Pool& pool);
 

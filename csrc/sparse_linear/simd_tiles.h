@@ -7,6 +7,14 @@
 #include <immintrin.h>
 #endif
 
+#if defined(__GNUC__) && !defined(__clang__)
+#define ACDC_UNROLL _Pragma("GCC unroll 16")
+#elif defined(__clang__)
+#define ACDC_UNROLL _Pragma("unroll")
+#else
+#define ACDC_UNROLL
+#endif
+
 namespace acdc {
 namespace {
 
@@ -61,8 +69,9 @@ inline void transpose(Vec (&r)[16]) {
 
 // Lane i of the result is the sum of all lanes of vector i; vector(i) makes it when it is needed.
 template <class F>
-inline Vec sums(const F& vector) {
+inline __attribute__((always_inline)) Vec sums(const F& vector) {
   Vec q[4];
+  ACDC_UNROLL
   for (int t = 0; t < 4; ++t) {
     const Vec a = vector(4 * t), b = vector(4 * t + 1), ab = Vec::add(low(a, b), high(a, b));
     const Vec c = vector(4 * t + 2), d = vector(4 * t + 3), cd = Vec::add(low(c, d), high(c, d));
@@ -70,6 +79,13 @@ inline Vec sums(const F& vector) {
   }
   const Vec x = Vec::add(even4(q[0], q[1]), odd4(q[0], q[1])), y = Vec::add(even4(q[2], q[3]), odd4(q[2], q[3]));
   return Vec::add(even4(x, y), odd4(x, y));
+}
+
+// Lanes are kRows sums a step; p[4 * step + row] += its sum, for the first `steps` of the vector's four.
+constexpr int kRows = 4;  // of a bundle's four, as many at a time as there are registers for
+inline void add_steps(Vec sum, float* p, int steps) {
+  const __mmask16 m = static_cast<__mmask16>((1u << 4 * steps) - 1);
+  _mm512_mask_storeu_ps(p, m, _mm512_add_ps(sum.v, _mm512_maskz_loadu_ps(m, p)));
 }
 
 #elif defined(__AVX2__)
@@ -118,14 +134,25 @@ inline void transpose(Vec (&r)[8]) {
 }
 
 template <class F>
-inline Vec sums(const F& vector) {
+inline __attribute__((always_inline)) Vec sums(const F& vector) {
   Vec q[2];
+  ACDC_UNROLL
   for (int t = 0; t < 2; ++t) {
     const Vec a = vector(4 * t), b = vector(4 * t + 1), ab = Vec::add(low(a, b), high(a, b));
     const Vec c = vector(4 * t + 2), d = vector(4 * t + 3), cd = Vec::add(low(c, d), high(c, d));
     q[t] = Vec::add(low2(ab, cd), high2(ab, cd));
   }
   return Vec::add(lower_halves(q[0], q[1]), upper_halves(q[0], q[1]));
+}
+
+constexpr int kRows = 2;
+inline void add_steps(Vec sum, float* p, int steps) {
+  float each[8];
+  sum.store(each);
+  for (int t = 0; t < steps; ++t) {
+    p[4 * t] += each[2 * t];
+    p[4 * t + 1] += each[2 * t + 1];
+  }
 }
 
 #else
@@ -157,10 +184,16 @@ inline void transpose(Vec (&r)[4]) {
 }
 
 template <class F>
-inline Vec sums(const F& vector) {
+inline __attribute__((always_inline)) Vec sums(const F& vector) {
   Vec r;
+  ACDC_UNROLL
   for (int i = 0; i < 4; ++i) r.v[i] = vector(i).sum();
   return r;
+}
+
+constexpr int kRows = 1;
+inline void add_steps(Vec sum, float* p, int steps) {
+  for (int t = 0; t < steps; ++t) p[4 * t] += sum.v[t];
 }
 
 #endif
