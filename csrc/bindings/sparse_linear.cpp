@@ -1,0 +1,215 @@
+#include "sparse_linear/sparse_linear.h"
+
+#include <tuple>
+
+#include "bindings/convert.h"
+
+namespace acdc {
+namespace {
+
+using Tensors = std::vector<Tensor>;
+using Ints = std::vector<int64_t>;
+
+// What the public functions have checked is checked here once more as far as memory depends on it.
+BundleFormat format_of(const std::string& format, const char* op) {
+  STD_TORCH_CHECK(format == "bundles" || format == "bundles-4x1", op, ": format must be bundles or bundles-4x1, got ", format);
+  return format == "bundles" ? BundleFormat::single : BundleFormat::block4x1;
+}
+
+struct Meta {
+  int64_t rows, cols, kept;
+  int32_t panel_rows, block_cols, t_panel_rows, t_block_cols;
+
+  Meta(const Ints& meta, const char* op) {
+    STD_TORCH_CHECK(meta.size() == 7, op, ": meta must have 7 entries, got ", meta.size());
+    rows = meta[0], cols = meta[1], kept = meta[2];
+    STD_TORCH_CHECK(rows >= 0 && cols >= 0 && kept >= 0 && kept < (int64_t{1} << 31), op, ": meta must hold a shape and fewer than 2^31 kept");
+    for (int i = 3; i < 7; ++i) {
+      const int64_t largest = i % 2 == 1 ? kLargestPanel : kLargestBlock;
+      STD_TORCH_CHECK(meta[i] >= 4 && meta[i] <= largest && meta[i] % 4 == 0, op, ": meta[", i, "] must be a multiple of 4 up to ", largest);
+    }
+    panel_rows = static_cast<int32_t>(meta[3]), block_cols = static_cast<int32_t>(meta[4]);
+    t_panel_rows = static_cast<int32_t>(meta[5]), t_block_cols = static_cast<int32_t>(meta[6]);
+  }
+};
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// An index tensor's data, of `count` elements.
+template <class T>
+T* part(const Tensors& index, size_t i, ScalarType type, int64_t count, const char* op) {
+  STD_TORCH_CHECK(index.size() == 10, op, ": index must have 10 tensors, got ", index.size());
+  const Tensor& t = index[i];
+  STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous() && t.scalar_type() == type && t.numel() == count, op, ": index[", i, "] must be contiguous with ",
+                  count, " elements, got ", t.numel());
+  return static_cast<T*>(t.data_ptr());
+}
+
+BundleIndex index_of(const Tensors& index, const Meta& m, BundleFormat format, const char* op) {
+  const int64_t entries = format == BundleFormat::block4x1 ? m.kept / 4 : m.kept;
+  const int64_t bundles = bundle_count(m.rows, m.cols, m.panel_rows, m.block_cols), t_bundles = bundle_count(m.cols, m.rows, m.t_panel_rows, m.t_block_cols);
+  const int64_t starts = ceil_div(m.rows, m.panel_rows) * ceil_div(m.cols, m.block_cols) + 1;
+  const int64_t t_starts = ceil_div(m.cols, m.t_panel_rows) * ceil_div(m.rows, m.t_block_cols) + 1;
+  return {m.rows,
+          m.cols,
+          m.kept,
+          m.panel_rows,
+          m.block_cols,
+          m.t_panel_rows,
+          m.t_block_cols,
+          format,
+          part<int64_t>(index, 1, ScalarType::Long, ceil_div(m.rows * m.cols, kRankElements) + 1, op),
+          part<int32_t>(index, 2, ScalarType::Int, m.kept, op),
+          part<Bundle>(index, 3, ScalarType::Short, 8 * bundles, op),
+          part<int64_t>(index, 4, ScalarType::Long, starts, op),
+          part<int16_t>(index, 5, ScalarType::Short, entries, op),
+          part<Bundle>(index, 6, ScalarType::Short, 8 * t_bundles, op),
+          part<int64_t>(index, 7, ScalarType::Long, t_starts, op),
+          part<int16_t>(index, 8, ScalarType::Short, entries, op),
+          part<int32_t>(index, 9, ScalarType::Int, entries, op)};
+}
+
+Tensors build_bundles(const Tensor& bits, Ints meta, std::string format) {
+  const char* op = "build_bundles";
+  const Meta m(meta, op);
+  const BundleFormat f = format_of(format, op);
+  STD_TORCH_CHECK(f == BundleFormat::single || (m.rows % 4 == 0 && m.kept % 4 == 0), op, ": rows and kept must be multiples of 4 for ", format);
+  const uint8_t* mask = bits_of(bits, m.rows * m.cols, op);
+  const int64_t entries = f == BundleFormat::block4x1 ? m.kept / 4 : m.kept;
+  auto make = [&](Ints shape, ScalarType type) { return torch::stable::new_empty(bits, shape, type); };
+  auto side = [&](Tensors& to, int64_t rows, int64_t cols, int32_t panel_rows, int32_t block_cols) {
+    to.push_back(make({bundle_count(rows, cols, panel_rows, block_cols), 8}, ScalarType::Short));
+    to.push_back(make({ceil_div(rows, panel_rows) * ceil_div(cols, block_cols) + 1}, ScalarType::Long));
+    to.push_back(make({entries}, ScalarType::Short));
+  };
+  Tensors index = {bits, make({ceil_div(m.rows * m.cols, kRankElements) + 1}, ScalarType::Long), make({m.kept}, ScalarType::Int)};
+  side(index, m.rows, m.cols, m.panel_rows, m.block_cols);
+  side(index, m.cols, m.rows, m.t_panel_rows, m.t_block_cols);
+  index.push_back(make({entries}, ScalarType::Int));
+  const BundleError error = build_bundles_cpu(mask, index_of(index, m, f, op), pool());
+  STD_TORCH_CHECK(error != BundleError::count_differs, op, ": bits must keep ", m.kept, " weights");
+  STD_TORCH_CHECK(error != BundleError::groups_differ, op, ": bits must keep the same columns in the four rows of a group");
+  return Tensors(index.begin() + 1, index.end());
+}
+
+int value_bytes(const Tensor& t, const char* op) { return static_cast<int>(element_bytes(dtype_of(t, op))); }
+
+Tensor gather_values(const Tensor& weight, Tensors index, Ints meta, std::string format) {
+  const char* op = "gather_values";
+  const Meta m(meta, op);
+  const BundleIndex i = index_of(index, m, format_of(format, op), op);
+  STD_TORCH_CHECK(weight.is_cpu() && weight.dim() == 2 && weight.size(0) == m.rows && weight.size(1) == m.cols, op, ": weight must have shape [", m.rows,
+                  ", ", m.cols, "]");
+  Tensor values = torch::stable::new_empty(weight, {m.kept});
+  gather_values_cpu(weight.const_data_ptr(), weight.stride(0), weight.stride(1), bits_of(index[0], m.rows * m.cols, op), i.rank, i.position, m.rows,
+                    m.cols, value_bytes(weight, op), values.mutable_data_ptr(), pool());
+  return values;
+}
+
+Tensor scatter_values(const Tensor& values, Tensors index, Ints meta, std::string format) {
+  const char* op = "scatter_values";
+  const Meta m(meta, op);
+  const BundleIndex i = index_of(index, m, format_of(format, op), op);
+  STD_TORCH_CHECK(values.is_cpu() && values.dim() == 1 && values.numel() == m.kept, op, ": values must have ", m.kept, " elements");
+  const Tensor dense = torch::stable::contiguous(values);
+  Tensor weight = torch::stable::new_empty(values, {m.rows, m.cols});
+  scatter_values_cpu(dense.const_data_ptr(), bits_of(index[0], m.rows * m.cols, op), i.rank, i.position, m.rows, m.cols, value_bytes(values, op),
+                     weight.mutable_data_ptr(), pool());
+  return weight;
+}
+
+// float32 values and the index, ready for a product.
+SparseWeight weight_of(const Tensor& values, const Tensors& index, const Ints& meta, const std::string& format, const char* op) {
+  const Meta m(meta, op);
+  const BundleFormat f = format_of(format, op);
+  const BundleIndex i = index_of(index, m, f, op);
+  STD_TORCH_CHECK(values.is_cpu() && values.scalar_type() == ScalarType::Float && values.is_contiguous() && values.dim() == 1 && values.numel() == m.kept,
+                  op, ": values must be ", m.kept, " contiguous float32");
+  return {f,
+          m.kept,
+          static_cast<const float*>(values.const_data_ptr()),
+          {m.rows, m.cols, m.panel_rows, m.block_cols, i.bundles, i.starts, i.offsets},
+          {m.cols, m.rows, m.t_panel_rows, m.t_block_cols, i.t_bundles, i.t_starts, i.t_offsets},
+          i.t_permutation};
+}
+
+// A tensor [..., features] as samples whose features lie side by side; copied only if they don't.
+struct Samples {
+  Tensor held;
+  int64_t count;
+  Batch<const float> batch;
+
+  Samples(const Tensor& t, int64_t features, const char* op, const char* name) : held(t) {
+    STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == ScalarType::Float && t.dim() >= 1 && t.size(t.dim() - 1) == features, op, ": ", name,
+                    " must be float32 on the CPU with ", features, " features");
+    count = 1;
+    for (int64_t d = 0; d + 1 < t.dim(); ++d) count *= t.size(d);
+    const bool rows = t.dim() == 2 && (t.stride(1) == 1 || features <= 1);
+    if (!rows) held = torch::stable::contiguous(t);
+    batch = {static_cast<const float*>(held.const_data_ptr()), rows ? t.stride(0) : features};
+  }
+};
+
+Tensor like_samples(const Tensor& t, int64_t features) {
+  Ints shape(t.sizes().begin(), t.sizes().end());
+  shape.back() = features;
+  return torch::stable::new_empty(t, shape);
+}
+
+std::tuple<Tensor, Tensor> sparse_linear(const Tensor& x, const Tensor& values, Tensors index, Ints meta, std::string format,
+                                         std::optional<Tensor> bias, bool save, bool fp16) {
+  const char* op = "sparse_linear";
+  STD_TORCH_CHECK(!fp16, op, ": this build has no AVX512-FP16 kernel");
+  const SparseWeight w = weight_of(values, index, meta, format, op);
+  const Samples in(x, w.cols(), op, "x");
+  Tensor y = like_samples(x, w.rows());
+  Tensor tiles = torch::stable::new_empty(x, {save ? tile_floats(in.count, w.cols()) : 0});
+  const float* b = nullptr;
+  Tensor held;
+  if (bias) {
+    STD_TORCH_CHECK(bias->is_cpu() && bias->scalar_type() == ScalarType::Float && bias->numel() == w.rows(), op, ": bias must be ", w.rows(), " float32");
+    held = torch::stable::contiguous(*bias);
+    b = static_cast<const float*>(held.const_data_ptr());
+  }
+  sparse_linear_forward_cpu(w, in.count, in.batch, b, {static_cast<float*>(y.mutable_data_ptr()), w.rows()},
+                            save ? static_cast<float*>(tiles.mutable_data_ptr()) : nullptr, pool());
+  return {y, tiles};
+}
+
+std::tuple<Tensor, Tensor> sparse_linear_backward(const Tensor& grad, const Tensor& x, bool packed, const Tensor& values, Tensors index, Ints meta,
+                                                  std::string format, bool need_input, bool need_values) {
+  const char* op = "sparse_linear_backward";
+  const SparseWeight w = weight_of(values, index, meta, format, op);
+  const Samples dy(grad, w.rows(), op, "grad");
+  Tensor dx = need_input ? like_samples(grad, w.cols()) : torch::stable::new_empty(grad, {0});
+  Tensor dvalues = torch::stable::new_empty(values, {need_values ? w.kept : 0});
+  SparseLinearGradients g{dy.batch, {nullptr, 0}, nullptr, {nullptr, 0}, nullptr};
+  if (need_input) g.dx = {static_cast<float*>(dx.mutable_data_ptr()), w.cols()};
+  std::optional<Samples> in;
+  if (need_values) {
+    g.dvalues = static_cast<float*>(dvalues.mutable_data_ptr());
+    if (packed) {
+      STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float && x.is_contiguous() && x.numel() == tile_floats(dy.count, w.cols()), op,
+                      ": tiles must be those of ", dy.count, " samples");
+      g.tiles = static_cast<const float*>(x.const_data_ptr());
+    } else {
+      in.emplace(x, w.cols(), op, "x");
+      STD_TORCH_CHECK(in->count == dy.count, op, ": x must have the ", dy.count, " samples of grad, got ", in->count);
+      g.x = in->batch;
+    }
+  }
+  sparse_linear_backward_cpu(w, dy.count, g, pool());
+  return {dx, dvalues};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(acdc_kernels, CPU, m) {
+  m.impl("build_bundles", TORCH_BOX(&build_bundles));
+  m.impl("gather_values", TORCH_BOX(&gather_values));
+  m.impl("scatter_values", TORCH_BOX(&scatter_values));
+  m.impl("sparse_linear", TORCH_BOX(&sparse_linear));
+  m.impl("sparse_linear_backward", TORCH_BOX(&sparse_linear_backward));
+}
+
+}  // namespace acdc

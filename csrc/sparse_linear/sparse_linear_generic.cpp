@@ -1,0 +1,2 @@
+#define ACDC_SPARSE_LINEAR_TABLE sparse_linear_kernels_generic
+#include "sparse_linear/sparse_linear_kernels.inc"
