@@ -70,6 +70,7 @@ class Products:
         self._observed: dict[str, Observation] = {}
         self._pending = False  # a compressed phase has begun, and no layer was seen in training yet
         self._running: dict[str, Product] = {}
+        self._once_sparse: set[str] = set()
         self._topologies = _Topologies(pattern)
         self._dense_steps: deque[float] = deque(maxlen=32)
         self._last_step: float | None = None
@@ -92,9 +93,12 @@ class Products:
 
     def end(self) -> None:
         """Called before the masks of a compressed phase go: from here on the layers are dense."""
-        for name in tuple(self._running):
-            self._stop(name)
+        for product in self._running.values():
+            product.stop()
+        self._running.clear()
         self._pending = False
+        for name in self._products:
+            self._place(name, None)
 
     def step(self, phase: Phase, step: int) -> None:
         """Called after an update that ends no phase; ``step`` is the next one."""
@@ -136,9 +140,8 @@ class Products:
         self.seconds = state["seconds"]
         self._rows = [PlanRow.from_dict(row) for row in state["rows"]]
         self._observed = {name: Observation(**seen) for name, seen in state["observed"].items()}
-        for name, product in self._products.items():
+        for product in self._products.values():
             product.observing = False
-            self._place(name, None)
         same = state["kernels"] == self._kernels
         if phase.kind == "compressed":
             self._pending = state["pending"] if same else True
@@ -168,7 +171,7 @@ class Products:
         return None if self._kernels == "sparse" else kind.missing(fp16)
 
     def _place(self, name: str, product: Product | None) -> None:
-        self._layers[name][0].product = product
+        _fill(self._layers[name][0], product)
 
     def _observe(self) -> None:
         for name, product in self._products.items() if self._kernels != "sparse" else ():
@@ -257,7 +260,7 @@ class Products:
             product, sparse = self._products.get(name), set(kernels.values()) != {DENSE}
             if product is not None:
                 product.observing = False
-                self._place(name, None)
+                self._place_dense(name, product)
             if not sparse:
                 continue
             if product is None:
@@ -276,21 +279,24 @@ class Products:
             samples, favours = seen.samples, _Favours(product, self._layers[name][0], self._pattern, bits, seen, kernels)
         product.start(build(), kernels, samples, favours)
         self._running[name] = product
+        self._once_sparse.add(name)
         self._place(name, product)
-
-    def _stop(self, name: str) -> None:
-        self._running.pop(name).stop()
-        self._place(name, None)
 
     def _make_dense(self, name: str, why: str) -> None:
         self._rows = [replace(row, kernel=DENSE, reason=why) if row.layer == name else row for row in self._rows]
+
+    def _place_dense(self, name: str, product: Product) -> None:
+        """In a compressed phase. Where a compiled model has a graph with the product in it, the product computes it:
+        from phase to phase fewer and fewer sets of layers are new to the compiler, of which it takes only a few."""
+        self._place(name, product if product.compiled and name in self._once_sparse else None)
 
     def _masks_changed(self) -> None:
         """Layers that run by a mask which was replaced or deleted go on dense."""
         for name, product in tuple(self._running.items()):
             bits, own = self._masks.get(product.weight), product.topology.bits
             if bits is not own and (bits is None or not torch.equal(bits, own)):
-                self._stop(name)
+                self._running.pop(name).stop()
+                self._place_dense(name, product)
                 self._make_dense(name, f"its mask was {'deleted' if bits is None else 'replaced'} in this phase")
 
 
@@ -330,11 +336,19 @@ class _Favours:
         return Planner(measure=False).favours(self._make(samples), self._kernels)
 
 
+def _fill(layer: nn.Module, product: Product | None) -> None:
+    """An empty place has no attribute at all: a compiled model would tell that from None, and compile again."""
+    if product is None:
+        layer.__dict__.pop("product", None)
+    else:
+        layer.product = product
+
+
 def _empty(places: list[tuple[nn.Module, Product]]) -> None:
     """When nobody watches over the masks any more."""
     for layer, product in places:
         if layer.__dict__.get("product") is product:
-            layer.product = None
+            _fill(layer, None)
         product.stop()
 
 

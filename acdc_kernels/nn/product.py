@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
@@ -83,8 +84,10 @@ class Trial(Protocol):
 class Product:
     """The callable in ``layer.product``; a subclass brings what runs.
 
-    ``handle`` is a number by which an opaque op of a compiled model finds it, whatever phase it is compiled in. A copy
-    of a layer, whose weights may leave the mask, gets no product: copying one, or pickling it, gives None.
+    ``handle``, an int64 tensor without dimensions, tells an opaque op of a compiled model which product it is; it is no
+    int, which a graph would be compiled for, so that layers which are compiled one by one share their graph.
+    ``compiled`` says whether such an op has run. A copy of a layer, whose weights may leave the mask, gets no product:
+    copying one, or pickling it, gives None.
     """
 
     _handles: ClassVar[itertools.count[int]] = itertools.count()
@@ -92,17 +95,19 @@ class Product:
 
     def __init__(self, weight: Parameter) -> None:
         self.weight = weight
-        self.handle = next(self._handles)
-        self._by_handle[self.handle] = self
+        number = next(self._handles)
+        self.handle = torch.tensor(number)
+        self._by_handle[number] = self
+        self.compiled = False
         self.observing = True
         self._samples: Counter[int] = Counter()
         self._input_gradient = False
         self._obstacle = ""
 
     @classmethod
-    def of(cls, handle: int) -> Product | None:
-        """The product of that number, if it still exists."""
-        return cls._by_handle.get(handle)
+    def of(cls, handle: Tensor) -> Product | None:
+        """The product with that handle, if it still exists."""
+        return cls._by_handle.get(int(handle))
 
     @staticmethod
     def refusal(layer: nn.Module, weight: Parameter, pattern: str) -> str | None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.nn.functional import linear
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from .. import _native
 from ..formats.bundles import BLOCKS_4X1, FORMATS, LARGEST_KEPT, Topology
@@ -330,13 +331,13 @@ def _obstacle(x: Tensor) -> str | None:
     return None
 
 
-def _by_handle(handle: int, weight: Tensor) -> LinearProduct | None:
+def _by_handle(handle: Tensor, weight: Tensor) -> LinearProduct | None:
     product = Product.of(handle)
     return product if isinstance(product, LinearProduct) and product.weight.data_ptr() == weight.data_ptr() else None
 
 
 def _planned_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, handle: int, save: bool, input_gradient: bool
+    x: Tensor, weight: Tensor, bias: Tensor | None, handle: Tensor, save: bool, input_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``y = x W^T + b`` as the product with this handle computes it now; with ``save`` also what its backward needs.
 
@@ -346,6 +347,7 @@ def _planned_linear(
     product = _by_handle(handle, weight)
     run = None
     if product is not None:
+        product.compiled = True
         if product.observing and save:
             product._note(x, input_gradient)
         run = None if product.observing else product._run_for(x, bias)
@@ -368,7 +370,7 @@ def _planned_linear_backward(
     weight: Tensor,
     tiles: Tensor,
     record: Tensor,
-    handle: int,
+    handle: Tensor,
     need_input: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -393,7 +395,7 @@ def _tiles_size(x: Tensor) -> int:
 
 
 def _fake_planned(
-    x: Tensor, weight: Tensor, bias: Tensor | None, handle: int, save: bool, input_gradient: bool
+    x: Tensor, weight: Tensor, bias: Tensor | None, handle: Tensor, save: bool, input_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     y = x.new_empty((*x.shape[:-1], weight.shape[0]))
     return y, x.new_empty(_tiles_size(x) if save else 0), x.new_empty(2, dtype=torch.int64)
@@ -405,7 +407,7 @@ def _fake_planned_backward(
     weight: Tensor,
     tiles: Tensor,
     record: Tensor,
-    handle: int,
+    handle: Tensor,
     need_input: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -413,9 +415,9 @@ def _fake_planned_backward(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, _, ctx.handle, _, _ = inputs
+    x, weight, _, handle, _, _ = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, weight, output[1], output[2])
+    ctx.save_for_backward(x, weight, output[1], output[2], handle)
 
 
 def _planned_gradients(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
@@ -423,7 +425,7 @@ def _planned_gradients(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...
     grad_x = grad_weight = None
     if need_input or need_weight:
         grad_x, grad_weight = planned_linear_backward_op(
-            grad, *ctx.saved_tensors, ctx.handle, need_input, need_weight
+            grad, *ctx.saved_tensors, need_input, need_weight
         )
     return (
         grad_x if need_input else None,
@@ -437,60 +439,57 @@ def _refuse(ctx: Any, *grads: Any) -> None:
     raise RuntimeError(_NO_DOUBLE_BACKWARD.decode())
 
 
-def _flops(x: Any, weight: Any, bias: Any, handle: int, *args: Any, **kwargs: Any) -> int:
-    run = _planned_run(handle)
-    kept = run.topology.kept if run is not None and run.sparse_forward else math.prod(weight)
-    return 2 * math.prod(x[:-1]) * kept
-
-
-def _backward_flops(
-    grad: Any,
-    x: Any,
-    weight: Any,
-    tiles: Any,
-    record: Any,
-    handle: int,
-    need_input: bool,
-    need_weight: bool,
-    **kwargs: Any,
-) -> int:
-    run = _planned_run(handle)
-    each = [
-        run.topology.kept if run is not None and sparse else math.prod(weight)
-        for sparse, need in (
-            (run is not None and run.sparse_input, need_input),
-            (run is not None and run.sparse_weight, need_weight),
-        )
-        if need
-    ]
-    return 2 * math.prod(grad[:-1]) * sum(each)
-
-
-def _planned_run(handle: int) -> _Run | None:
-    product = Product.of(handle)
-    return product._run if isinstance(product, LinearProduct) else None
-
-
 planned_linear_op = register(
     "planned_linear",
-    "(Tensor x, Tensor weight, Tensor? bias, SymInt handle, bool save, bool input_gradient)"
+    "(Tensor x, Tensor weight, Tensor? bias, Tensor handle, bool save, bool input_gradient)"
     " -> (Tensor y, Tensor tiles, Tensor record)",
     _planned_linear,
     _fake_planned,
     backward=_planned_gradients,
     setup_context=_setup,
-    flops=_flops,
 )
 planned_linear_backward_op = register(
     "planned_linear_backward",
-    "(Tensor grad, Tensor x, Tensor weight, Tensor tiles, Tensor record, SymInt handle, bool need_input,"
+    "(Tensor grad, Tensor x, Tensor weight, Tensor tiles, Tensor record, Tensor handle, bool need_input,"
     " bool need_weight) -> (Tensor grad_x, Tensor grad_weight)",
     _planned_linear_backward,
     _fake_planned_backward,
     backward=_refuse,
     setup_context=lambda ctx, inputs, output: None,
-    flops=_backward_flops,
 )
+
+
+def _flops(x: Tensor, weight: Tensor, bias: Any, handle: Tensor, *args: Any, **kwargs: Any) -> int:
+    run = _run_of(handle)
+    kept = weight.numel() if run is None or not run.sparse_forward else run.topology.kept
+    return 2 * math.prod(x.shape[:-1]) * kept
+
+
+def _backward_flops(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    tiles: Tensor,
+    record: Tensor,
+    handle: Tensor,
+    need_input: bool,
+    need_weight: bool,
+    **kwargs: Any,
+) -> int:
+    run, dense = _run_of(handle), weight.numel()
+    of_input = dense if run is None or not run.sparse_input else run.topology.kept
+    of_weight = dense if run is None or not run.sparse_weight else run.topology.kept
+    return 2 * math.prod(grad.shape[:-1]) * (need_input * of_input + need_weight * of_weight)
+
+
+def _run_of(handle: Tensor) -> _Run | None:
+    product = Product.of(handle)
+    return product._run if isinstance(product, LinearProduct) else None
+
+
+for _op, _formula in ((planned_linear_op, _flops), (planned_linear_backward_op, _backward_flops)):
+    if _op.overloadpacket not in flop_registry:  # registering twice raises, and modules can be reloaded
+        register_flop_formula(_op.overloadpacket, get_raw=True)(_formula)
 
 
 class LinearTrial:
