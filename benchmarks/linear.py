@@ -21,6 +21,7 @@ from torch import Tensor
 
 import acdc_kernels as acdc
 from acdc_kernels import unpack_mask
+from acdc_kernels.nn.sparse_linear import LinearProduct
 
 from . import layers, linear_peers, never_slower, topology
 from .harness import Budget, Row, Timing, interleave, rows
@@ -31,6 +32,7 @@ SAMPLES = (128, 512, 2048)
 SPARSITIES = (0.80, 0.90, 0.95, 0.98)
 PATTERNS = ("unstructured", "block:4x1")
 DENSE, BF16 = "torch dense float32", "torch dense bfloat16"
+FP16 = "ours in float16 (AVX512-FP16)"
 DENSE_AGAIN = "torch dense float32 again (noise)"
 
 Key = Hashable
@@ -79,8 +81,8 @@ class Products:
         calls[BF16] = layers.training(layer16, x16, grad.bfloat16()) if self.training else lambda: layer16(x16)
         for pattern in self.patterns:
             for sparsity in self.sparsities:
-                call, weight = self._ours(pattern, sparsity, x, grad)
-                calls["ours", pattern, sparsity] = call
+                made, weight = self._ours(pattern, sparsity, x, grad)
+                calls |= {(name, pattern, sparsity): call for name, call in made.items()}
                 if pattern != "unstructured":
                     continue
                 peers = {CSR: (linear_peers.csr_forward, linear_peers.csr_training)}
@@ -93,8 +95,10 @@ class Products:
             return calls
         return {key: _without_grad(call) for key, call in calls.items()}
 
-    def _ours(self, pattern: str, sparsity: float, x: Tensor, grad: Tensor) -> tuple[Callable[[], Tensor], Tensor]:
-        """(call, dense weight with its zeros), after checking the results against the dense product."""
+    def _ours(
+        self, pattern: str, sparsity: float, x: Tensor, grad: Tensor
+    ) -> tuple[dict[str, Callable[[], Tensor]], Tensor]:
+        """(name -> call, dense weight with its zeros), after checking the results against the dense product."""
         layer = layers.linear(self.rows, self.cols)
         if self.training:
             sparsifier = layers.compressed(layer, x.clone().requires_grad_(), sparsity, pattern, kernels="sparse")
@@ -103,19 +107,22 @@ class Products:
             call = layers.training(layer, x, grad, sparsifier)
             check(f"bench linear: {self.name}", call(), x @ weight.t())
             check(f"bench linear: {self.name}, weight gradient", layer.weight.grad, (grad.t() @ x).mul_(mask))
-            return call, weight
+            return {"ours": call}, weight
         keep = layer.weight.numel() - round(sparsity * layer.weight.numel())
         (bits,) = acdc.topk_mask([layer.weight], keep - keep % 4, pattern)
         weight = layer.weight.detach() * unpack_mask(bits, layer.weight.shape)
         values, topology = acdc.compress(weight, bits, pattern)
         call = lambda: acdc.sparse_linear(x, values, topology)  # noqa: E731
         check(f"bench linear: {self.name}", call(), x @ weight.t())
-        return call, weight
+        if LinearProduct.missing(fp16=True):
+            return {"ours": call}, weight
+        op, where = torch.ops.acdc_kernels.sparse_linear, (list(topology.index), topology.meta, topology.format)
+        return {"ours": call, FP16: lambda: op(x, values, *where, None, False, True)[0]}, weight
 
     def _of(self, timings: Mapping[Key, Timing], pattern: str, sparsity: float) -> dict[str, Timing]:
         mine = {"ours": timings["ours", pattern, sparsity]}
         mine |= {name: timings[name] for name in (DENSE, BF16)}
-        own = ((name, timings.get((name, pattern, sparsity))) for name in (CSR, SPARSEPROP))
+        own = ((name, timings.get((name, pattern, sparsity))) for name in (CSR, SPARSEPROP, FP16))
         return mine | {name: timing for name, timing in own if timing} | {DENSE_AGAIN: timings[DENSE_AGAIN]}
 
     def _facts(self, pattern: str, sparsity: float, threads: int, backend: str) -> dict[str, Any]:

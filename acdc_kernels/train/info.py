@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import __version__, _native
+from ..nn.sparse_linear import LinearProduct
 from .machine import machine
 from .tables import text_table
 
@@ -64,12 +65,11 @@ def _machine() -> list[tuple[str, str]]:
 
 def _sparse_products() -> list[tuple[str, str]]:
     """What `Sparsifier(kernels=...)` can choose from here."""
-    if not _native.available():
-        return [("linear", f"dense, with zeros in the weights: {_native.why_not()}")]
-    fp16 = "yes" if "avx512_fp16" in machine()["isa"] else "no: this processor lacks AVX512-FP16"
+    why, why_fp16 = LinearProduct.missing(fp16=False), LinearProduct.missing(fp16=True)
+    kernels = f"float32 on the CPU, unstructured and block:4x1: C++ ({_native.cpu_isa()})"
     return [
-        ("linear", f"unstructured and block:4x1, float32, on the CPU: C++ ({_native.cpu_isa()})"),
-        ("AVX512-FP16", f'{fp16} (kernels="fp16")'),
+        ("linear", f"dense, with zeros in the weights: {why}" if why else kernels),
+        ("AVX512-FP16", f"no: {why_fp16}" if why_fp16 else 'yes: kernels="fp16" may use it'),
     ]
 
 

@@ -247,7 +247,7 @@ def _kernel(row: Mapping[str, Any]) -> str:
 
 
 def _memory(facts: dict[str, int]) -> str:
-    parts = ("model", "optimizer", "mask")
-    held = ", ".join(f"{name} {size(facts[f'{name}_bytes'])}" for name in parts if facts[f"{name}_bytes"])
+    parts = ("model", "optimizer", "mask", "topology")
+    held = ", ".join(f"{name} {size(facts[f'{name}_bytes'])}" for name in parts if facts.get(f"{name}_bytes"))
     twin = facts["twin_on_disk_bytes"]
     return f"peak {size(facts['peak_bytes'])}; {held}" + (f"; dense twin on disk {size(twin)}" if twin else "")

@@ -14,6 +14,7 @@ from acdc_kernels.benchmarks import cases, linear, linear_peers, memory, never_s
 from acdc_kernels.benchmarks.harness import ROW_KEYS, Budget
 from acdc_kernels.benchmarks.machine import machine
 from acdc_kernels.benchmarks.run import main, run
+from acdc_kernels.nn.sparse_linear import LinearProduct
 from acdc_kernels.train.machine import cores
 
 TYPES = {
@@ -59,10 +60,11 @@ PEERS = {
 }  # fmt: skip
 
 SPARSE = [linear_peers.CSR, *([linear_peers.SPARSEPROP] if linear_peers.sparseprop_layer()[0] else [])]
+FP16 = [] if LinearProduct.missing(fp16=True) else [linear.FP16]  # forward alone
 for case in (FORWARD, TRAINING):
     PEERS["linear", case.name, 0.9] = [
-        *(linear.DENSE, linear.BF16, linear.DENSE_AGAIN, *SPARSE),  # unstructured
-        *(linear.DENSE, linear.BF16, linear.DENSE_AGAIN),  # block:4x1
+        *(linear.DENSE, linear.BF16, linear.DENSE_AGAIN, *SPARSE, *FP16[case.training :]),  # unstructured
+        *(linear.DENSE, linear.BF16, linear.DENSE_AGAIN, *FP16[case.training :]),  # block:4x1
     ]
 for sparsity in GRID.sparsities:
     PEERS["linear", "planned layer 40->48, 16 samples", sparsity] = [never_slower.DENSE, never_slower.AGAIN]
