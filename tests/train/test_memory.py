@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import acdc_kernels
+from acdc_kernels import _native
 
 WEIGHTS = 784 * 4096 + 4096 * 4096 + 4096 * 10
 BYTES = 4 * (WEIGHTS + 4096 + 4096 + 10)
@@ -34,14 +35,28 @@ def measured(schedule: str, saving: bool, folder: Path, kernels: str = "dense") 
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the system has no /proc/self/status")
-@pytest.mark.parametrize("saving", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_an_acdc_run_peaks_where_a_dense_one_does(tmp_path, saving):
-    """3% of the weights and 1 MiB for a flip, 1/32 for the masks; the dense twin is on disk, saving copies nothing."""
-    dense, acdc = (measured(schedule, saving, tmp_path) for schedule in ("dense", "acdc"))
+@pytest.mark.parametrize(
+    ("saving", "kernels"),
+    [
+        (False, "dense"),
+        pytest.param(False, "sparse", marks=pytest.mark.skipif(not _native.available(), reason=_native.why_not())),
+        pytest.param(True, "dense", marks=pytest.mark.slow),
+    ],
+)
+def test_an_acdc_run_peaks_where_a_dense_one_does(tmp_path, saving, kernels):
+    """3% of the weights and 1 MiB for a flip, 1/32 for the masks; the dense twin is on disk, saving copies nothing.
+
+    Sparse products need their topologies, and the values of one step.
+    """
+    dense, acdc = (measured(schedule, saving, tmp_path, kernels) for schedule in ("dense", "acdc"))
     facts = {"model_bytes": BYTES, "optimizer_bytes": BYTES, "mask_bytes": WEIGHTS // 8, "twin_on_disk_bytes": BYTES}
     assert {name: acdc[name] for name in facts} == facts
     assert {name: dense[name] for name in facts} == {**facts, "mask_bytes": 0, "twin_on_disk_bytes": 0}
     assert dense["growth"] > 3 * BYTES  # weights, gradients and momentum are seen, so a copy would be
+    kept = WEIGHTS - round(0.9 * WEIGHTS)
+    assert acdc["topology_bytes"] < 13 * kept
+    assert (acdc["topology_bytes"] > 12 * kept) == (kernels == "sparse")
     extra = acdc["growth"] - dense["growth"]
     print(f"AC/DC adds {extra / 2**20:.1f} MiB to {dense['growth'] / 2**20:.1f}; weights {BYTES / 2**20:.1f} MiB")
-    assert extra <= 0.03 * BYTES + (1 << 20) + BYTES / 32 + SLACK
+    sparse = acdc["topology_bytes"] + 4 * kept if kernels == "sparse" else 0
+    assert extra <= 0.03 * BYTES + (1 << 20) + BYTES / 32 + SLACK + sparse
