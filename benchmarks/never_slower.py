@@ -6,7 +6,8 @@ from a cache); against torch's layer, which is there twice: the ratio of these t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +16,13 @@ from . import layers
 from .harness import Budget, Row, interleave, rows
 
 SPARSITIES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
-SHAPES = ((512, 512), (1000, 784), (1024, 1024), (2048, 2048), (1024, 4096))  # rows, cols
-SAMPLES = (32, 128, 512)
+SHAPES = {  # (rows, cols): samples
+    (512, 512): (128, 512),
+    (1000, 784): (128,),
+    (1024, 1024): (32, 128, 512),
+    (2048, 2048): (32, 128),
+    (1024, 4096): (32, 128),
+}
 LEAST_MS = 0.3  # below it a layer is mostly overhead of the interpreter
 ALLOWED = 1.03
 DENSE, AGAIN = "torch dense float32", "torch dense float32 again (noise)"
@@ -43,7 +49,10 @@ class Grid:
             for sparsity in self.sparsities:
                 layer = layers.linear(self.rows, self.cols, bias=True)
                 sparsifier = layers.compressed(layer, x.clone().requires_grad_(), sparsity)
-                plans[sparsity] = {row.product: row.kernel for row in sparsifier.plan()}
+                plans[sparsity] = {
+                    row.product: f"dense ({row.reason})" if row.kernel == "dense" else row.kernel
+                    for row in sparsifier.plan()
+                }
                 calls[sparsity] = layers.training(layer, x, grad, sparsifier)
             timings = interleave(calls, budget)
             for sparsity in self.sparsities:
@@ -55,7 +64,7 @@ class Grid:
                 yield rows({"ours": timings[sparsity], **{name: timings[name] for name in (DENSE, AGAIN)}}, facts=facts)
 
 
-GRID = tuple(Grid(rows, cols, samples) for rows, cols in SHAPES for samples in SAMPLES)
+GRID = tuple(Grid(*shape, n) for shape, samples in SHAPES.items() for n in samples)
 
 
 def verdict(all_rows: Sequence[Row]) -> list[str]:
@@ -82,4 +91,13 @@ def verdict(all_rows: Sequence[Row]) -> list[str]:
         f"layers differ by up to {max(noise):.1%} (95th percentile {spread:.1%})",
         f"  {len(beyond)} points above {ALLOWED} and that percentile",
         *beyond,
+        "  speedup of the planned layer, geometric mean: " + ", ".join(_means(points)),
     ]
+
+
+def _means(points: Mapping[tuple[str, int, float], Mapping[str, Row]]) -> list[str]:
+    """By sparsity, over all points."""
+    found: dict[float, list[float]] = {}
+    for (_, _, sparsity), peers in points.items():
+        found.setdefault(sparsity, []).append(peers[DENSE]["peer_ms"] / peers[DENSE]["ours_ms"])
+    return [f"{statistics.geometric_mean(found[each]):.2f}x at {each:.0%}" for each in sorted(found)]

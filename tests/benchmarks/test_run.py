@@ -218,16 +218,17 @@ def point(ours_ms, again_ms, sparsity, dense_ms=10.0, threads=1):
 def test_the_verdict_counts_points_above_what_noise_explains():
     assert never_slower.verdict([]) == []
     rows = [
-        *(row for i in range(40) for row in point(9.0, 10.1, sparsity=i / 100)),
+        *(row for i in range(40) for row in point(5.0, 10.1, sparsity=0.5, threads=i)),
         *point(10.35, 10.1, sparsity=0.9),
         *point(10.5, 10.1, sparsity=0.95),
         *point(2.0, 1.0, sparsity=0.99, dense_ms=0.2),  # too short to count
     ]
-    head, count, *worst = never_slower.verdict(rows)
+    head, count, *worst, means = never_slower.verdict(rows)
     assert head.startswith("never slower: 42 points of at least 0.3 ms, worst 1.050x dense; two dense layers differ by")
     assert head.endswith("up to 1.0% (95th percentile 1.0%)")
     assert count == "  1 points above 1.03 and that percentile"
     assert worst == ["  1.050x dense: planned layer 8->8, 95%, threads: 1; forward sparse, weight gradient dense"]
+    assert means.endswith("mean: 2.00x at 50%, 0.97x at 90%, 0.95x at 95%, 0.10x at 99%")
 
 
 def test_the_grid_has_the_points_that_it_must_have():
