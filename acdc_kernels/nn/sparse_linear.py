@@ -110,7 +110,7 @@ def _backward(
 
 
 def _bias_gradient(grad: Tensor) -> Tensor:
-    return grad.reshape(-1, grad.shape[-1]).sum(0)
+    return (grad if grad.dim() == 2 else grad.reshape(-1, grad.shape[-1])).sum(0)
 
 
 _NO_DOUBLE_BACKWARD = (
