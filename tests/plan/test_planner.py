@@ -128,16 +128,12 @@ def test_without_a_budget_the_model_decides_and_says_so(fakes):
 
 
 def test_the_largest_layers_are_timed_first(fakes):
-    small, large = fakes.layer(0.1, 0.1, 0.1, dense=0.4, key="small"), fakes.layer(1, 1, 1, key="large")
-    order = []
-    for trial in (small, large):
-        trial.runs = order_of = []
-        order.append(order_of)
-    fakes.planner().plan({"small": small, "large": large}, {}, 0.085)
-    assert not order[0]
-    assert order[1]
-    plan = fakes.planner().plan({"small": small, "large": large}, {}, 10)
+    small, large = fakes.layer(0.5, 0.5, 0.5, dense=1.0, key="small"), fakes.layer(1, 1, 1, key="large")
+    plan = fakes.planner().plan({"small": small, "large": large}, {}, 0.085)
+    assert large.runs
+    assert not small.runs
     assert list(plan) == ["small", "large"]
+    assert "no round of timing fits" in plan["small"][FORWARD].reason
 
 
 def test_layers_that_are_alike_are_timed_once(fakes):
@@ -191,6 +187,12 @@ def test_a_gap_in_what_is_remembered_is_measured(fakes, tmp_path):
 def test_too_few_rounds_are_not_remembered(fakes, tmp_path):
     path = tmp_path / "plans.json"
     fakes.plan(fakes.layer(1, 1, 1), memory=Memory(path), budget=0.085)
+    assert [list(groups) for groups in Memory(path).entries.values()] == [["forward"]]
+
+
+def test_interrupted_rounds_are_not_remembered(fakes, tmp_path):
+    path = tmp_path / "plans.json"
+    fakes.plan(fakes.layer(1, 1, 1), memory=Memory(path), timer=fakes.timer(disturbed=1))
     assert Memory(path).entries == {}
 
 
