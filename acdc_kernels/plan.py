@@ -208,8 +208,7 @@ class Memory:
 
 def _is_entry(groups: object) -> bool:
     return isinstance(groups, dict) and all(
-        isinstance(times, dict)
-        and all(isinstance(t, float) and math.isfinite(t) and t > 0 for t in times.values())
+        isinstance(times, dict) and all(isinstance(t, float) and math.isfinite(t) and t > 0 for t in times.values())
         for times in groups.values()
     )
 
@@ -284,9 +283,7 @@ class Planner:
         self._memory.save()
         return {name: plan[name] for name in trials}
 
-    def _choose(
-        self, trial: Trial, previous: Mapping[str, str], share: float, remaining: float
-    ) -> dict[str, Choice]:
+    def _choose(self, trial: Trial, previous: Mapping[str, str], share: float, remaining: float) -> dict[str, Choice]:
         estimates = {
             product: {kernel: self.estimate(trial, product, kernel) for kernel in trial.kernels(product)}
             for product in trial.computed
@@ -401,7 +398,10 @@ class _Measured:
     def whole(self, chosen: Mapping[str, str]) -> dict[str, float] | None:
         """Seconds of the layer's forward and backward: "planned" and "dense"."""
         name = ", ".join(f"{product} {kernel}" for product, kernel in chosen.items())
-        runs = {"planned": lambda: self._trial.step(chosen), DENSE: lambda: self._trial.step(dict.fromkeys(chosen, DENSE))}
+        runs = {
+            "planned": lambda: self._trial.step(chosen),
+            DENSE: lambda: self._trial.step(dict.fromkeys(chosen, DENSE)),
+        }
         return self._group(f"whole: {name}", 0.9, runs)
 
     def _group(

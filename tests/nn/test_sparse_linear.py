@@ -300,7 +300,9 @@ def test_transforms_of_torch_func(sparse_calls):
     layer, _, dense = make()
     x = torch.randn(5, COLS)
     torch.testing.assert_close(torch.func.vmap(layer)(x), dense(x))
-    torch.testing.assert_close(torch.func.grad(lambda x: layer(x).sum())(x), torch.func.grad(lambda x: dense(x).sum())(x))
+    torch.testing.assert_close(
+        torch.func.grad(lambda x: layer(x).sum())(x), torch.func.grad(lambda x: dense(x).sum())(x)
+    )
     torch.testing.assert_close(torch.func.jvp(layer, (x,), (x,))[1], torch.func.jvp(dense, (x,), (x,))[1])
     hessian = torch.func.hessian(lambda x: layer(x).square().sum())
     torch.testing.assert_close(hessian(x[0]), torch.func.hessian(lambda x: dense(x).square().sum())(x[0]))
@@ -479,7 +481,11 @@ REFUSALS = {
     "meta": (lambda: nn.Linear(3, 2, device="meta"), "unstructured", "no sparse kernels on meta"),
     "pattern": (lambda: nn.Linear(4, 2), "2:4", "no sparse kernels for pattern '2:4', only for 'unstructured' and"),
     "empty": (lambda: nn.Linear(0, 2), "unstructured", "the weight has no elements"),
-    "own forward": (lambda: type("Mine", (nn.Linear,), {"forward": lambda self, x: x})(2, 2), "unstructured", "Mine has a"),
+    "own forward": (
+        lambda: type("Mine", (nn.Linear,), {"forward": lambda self, x: x})(2, 2),
+        "unstructured",
+        "Mine has a",
+    ),
 }
 
 
@@ -640,5 +646,13 @@ def test_keys_tell_apart_what_times_depend_on():
 
     base = key()
     assert key(kept=402) == base
-    others = [key(rows=32), key(cols=32), key(kept=600), key(n=9), key(format="bundles-4x1"), key(bias=False), key(kept=0)]
+    others = [
+        key(rows=32),
+        key(cols=32),
+        key(kept=600),
+        key(n=9),
+        key(format="bundles-4x1"),
+        key(bias=False),
+        key(kept=0),
+    ]
     assert len({base, *others, key(input_gradient=False)}) == 9

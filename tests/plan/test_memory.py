@@ -49,7 +49,16 @@ def test_what_cannot_be_read_is_ignored_and_replaced(case, tmp_path):
     assert Memory(path).get("y") == ENTRY
 
 
-BAD_ENTRIES = [3, None, [], {"forward": 3}, {"f": {"a": "1"}}, {"f": {"a": 0.0}}, {"f": {"a": -1.0}}, {"f": {"a": True}}]
+BAD_ENTRIES = [
+    3,
+    None,
+    [],
+    {"forward": 3},
+    {"f": {"a": "1"}},
+    {"f": {"a": 0.0}},
+    {"f": {"a": -1.0}},
+    {"f": {"a": True}},
+]
 
 
 @pytest.mark.parametrize("entry", BAD_ENTRIES, ids=repr)
