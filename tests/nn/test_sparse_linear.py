@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from acdc_kernels import pack_mask, unpack_mask
+from acdc_kernels import pack_mask
 from acdc_kernels.nn import sparse_linear as module
 from acdc_kernels.nn import unwrap, wrap
 from acdc_kernels.nn.product import DENSE, FORWARD, INPUT_GRADIENT, PRODUCTS, SPARSE, WEIGHT_GRADIENT, Observation

@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import acdc_kernels as acdc
-from acdc_kernels import _sparsifier_products as products
 from acdc_kernels import _native, plan
+from acdc_kernels import _sparsifier_products as products
 from acdc_kernels.nn.product import DENSE, FP16, PRODUCTS, SPARSE
 from acdc_kernels.nn.sparse_linear import LinearProduct
 from acdc_kernels.ops._registry import has_kernel
