@@ -18,7 +18,7 @@ The transposed weight, for the input gradient, has an index of the same kind (``
 
 ``meta`` is (rows, cols, kept, P, B, transposed P, transposed B); ``index`` holds ten tensors on the weight's device:
 
-=================  ===========================  ========================================================================
+=================  ===========================  ====================================================================
 0 bits             uint8 [ceil(n / 8)]          the mask that the topology was built from
 1 rank             int64 [ceil(n / 4096) + 1]   kept weights before row-major element 4096 i; last: kept
 2 position         int32 [kept]                 k-th kept weight in row-major order -> its place in values
@@ -28,10 +28,11 @@ The transposed weight, for the input gradient, has an index of the same kind (``
 5 offsets          int16 [kept]                 (column within the block) * 64; with 4x1 [kept / 4]: one a step
 6 t_bundles        as 3                         of the transposed weight
 7 t_starts         as 4                         of the transposed weight; with 4x1: first entry
-8 t_offsets        as 5                         of the transposed weight; with 4x1 one an entry: (first row of the group
-                                                within the block) * 64
-9 t_permutation    int32, as 8                  entry of the transposed order -> its place in values; with 4x1: its block
-=================  ===========================  ========================================================================
+8 t_offsets        as 5                         of the transposed weight; with 4x1 one an entry: (first row of the
+                                                group within the block) * 64
+9 t_permutation    int32, as 8                  entry of the transposed order -> its place in values; with 4x1: the
+                                                number of its block
+=================  ===========================  ====================================================================
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class Topology:
 
     def __post_init__(self) -> None:
         if not torch.compiler.is_compiling():
-            object.__setattr__(self, "_mask_version", self.index[0]._version)
+            object.__setattr__(self, "_mask_version", _version(self.index[0]))
 
     @property
     def rows(self) -> int:
@@ -150,29 +151,43 @@ class Topology:
         return sum(t.numel() * t.element_size() for t in self.index[1:])
 
     def outlived_mask(self) -> bool:
-        """Whether the mask was changed in place since the topology was built."""
-        return self.bits._version != self._mask_version
+        """Whether the mask was changed in place since the topology was built; a compiled graph doesn't ask."""
+        return not torch.compiler.is_compiling() and getattr(self, "_mask_version", None) != _version(self.bits)
 
     def __repr__(self) -> str:
         return f"Topology({self.format!r}, {list(self.shape)}, kept={self.kept}, nbytes={self.nbytes})"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Topology, (self.format, self.meta, self.index)
+        return _rebuild, (self.index, (self.format, self.meta, self.outlived_mask()))
 
 
-def _flatten(topology: Topology) -> tuple[list[Tensor], tuple[str, tuple[int, ...]]]:
-    return list(topology.index), (topology.format, topology.meta)
+def _version(bits: object) -> int | None:
+    """How often ``bits`` was changed in place; None for what doesn't count that."""
+    return bits._version if isinstance(bits, Tensor) and not bits.is_inference() else None
 
 
-def _unflatten(leaves: Iterable[Tensor], context: tuple[str, tuple[int, ...]]) -> Topology:
-    return Topology(context[0], tuple(context[1]), tuple(leaves))
+def _rebuild(index: Iterable[Tensor], context: tuple[str, tuple[int, ...], bool]) -> Topology:
+    topology = Topology(context[0], tuple(context[1]), tuple(index))
+    if context[2]:
+        object.__setattr__(topology, "_mask_version", -1)  # a copy of what outlived its mask has outlived it too
+    return topology
+
+
+def _flatten(topology: Topology) -> tuple[list[Tensor], tuple[str, tuple[int, ...], bool]]:
+    return list(topology.index), (topology.format, topology.meta, topology.outlived_mask())
+
+
+def _flatten_with_keys(topology: Topology) -> tuple[list[tuple[object, Tensor]], object]:
+    leaves, context = _flatten(topology)
+    return [(pytree.SequenceKey(i), leaf) for i, leaf in enumerate(leaves)], context
 
 
 pytree.register_pytree_node(
     Topology,
     _flatten,
-    _unflatten,
+    _rebuild,
     serialized_type_name="acdc_kernels.formats.bundles.Topology",
     to_dumpable_context=list,
-    from_dumpable_context=lambda context: (context[0], tuple(context[1])),
+    from_dumpable_context=lambda context: (context[0], tuple(context[1]), context[2]),
+    flatten_with_keys_fn=_flatten_with_keys,
 )

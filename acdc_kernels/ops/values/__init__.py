@@ -1,41 +1,150 @@
-"""From a weight and its mask to values and a topology, and back."""
+"""Kept weights and their topology: out of a dense weight and its mask once a phase, and of the weight each step."""
 
 from __future__ import annotations
+
+import operator
 
 import torch
 from torch import Tensor
 
 from ...formats.bundles import BLOCKS_4X1, FORMATS, LARGEST_KEPT, Topology, choose_meta
 from ...formats.mask_bits import check_bits
-from ...policy.patterns import parse_pattern
+from .._topology import check_tensor, check_topology, check_values
 from ..dtypes import FLOAT_DTYPES
-from ..mask_bits import contract as mask_bits
+from ..mask_bits import unpack_mask
 from . import contract
 
 
+def _size(name: str, value: object) -> int:
+    try:
+        size = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"build_topology: {name} must be an int, got {type(value).__name__}") from None
+    if size < 0:
+        raise ValueError(f"build_topology: {name} must be at least 0, got {size}")
+    return size
+
+
+def _check_blocks(bits: Tensor, rows: int, cols: int) -> None:
+    if rows % 4:
+        raise ValueError(f"build_topology: rows must be a multiple of 4 with pattern 'block:4x1', got {rows}")
+    whole = cols % 8 == 0  # then the bits of a row are bytes of its own
+    groups = bits.view(rows // 4, 4, cols // 8) if whole else unpack_mask(bits, (rows // 4, 4, cols))
+    if not bool((groups[:, 1:] == groups[:, :1]).all()):
+        group = int((groups[:, 1:] != groups[:, :1]).flatten(1).any(1).nonzero()[0])
+        raise ValueError(
+            f"build_topology: bits must keep whole blocks of 4 rows and 1 column with pattern 'block:4x1',"
+            f" got rows {4 * group} to {4 * group + 3} that differ"
+        )
+
+
 def count_bits(bits: Tensor) -> int:
-    """How many bits are 1, on the host."""
-    pairs = bits - ((bits >> 1) & 0x55)
-    nibbles = (pairs & 0x33) + ((pairs >> 2) & 0x33)
-    return int(((nibbles + (nibbles >> 4)) & 0x0F).sum(dtype=torch.int64))
+    """How many weights a mask keeps."""
+    ones = torch.tensor([byte.bit_count() for byte in range(256)], device=bits.device)
+    return int((torch.bincount(bits, minlength=256) * ones).sum())
 
 
+@torch.no_grad()
 def build_topology(bits: Tensor, rows: int, cols: int, pattern: str = "unstructured") -> Topology:
-    """The topology of a linear layer's weight ``[rows, cols]`` under a mask."""
-    op = "build_topology"
-    format = FORMATS[pattern]
-    check_bits(f"{op}: bits", bits, rows * cols)
+    """The topology of the weight of a linear layer, ``[rows, cols]``, under a mask.
+
+    Counts the kept weights on the host, so that no shape depends on data later. Where the index lies, in which order
+    and why: :mod:`acdc_kernels.formats.bundles`.
+
+    Args:
+        bits: the mask, uint8 ``[(rows * cols + 7) // 8]``. The topology keeps it, not a copy.
+        rows, cols: of the weight: outputs and inputs of the layer.
+        pattern: ``"unstructured"``, or ``"block:4x1"`` if the mask keeps whole blocks.
+
+    Returns:
+        The topology; its index is on the device of ``bits``.
+
+    Raises:
+        TypeError, ValueError: a mask of another length or dtype, one without data (meta), 2**31 kept weights or more,
+            another pattern, rows that are not whole groups of 4 or differ within one with ``"block:4x1"``.
+    """
+    if torch.compiler.is_compiling():
+        torch._dynamo.graph_break(msg="a topology is built on the host; in a full graph, pass compress a topology")
+    rows, cols = _size("rows", rows), _size("cols", cols)
+    if pattern not in FORMATS:
+        known = " or ".join(map(repr, FORMATS))
+        raise ValueError(f"build_topology: pattern must be {known}, got {pattern!r}")
+    check_bits("build_topology: bits", bits, rows * cols)
+    if bits.is_meta:
+        raise ValueError("build_topology: bits must hold a mask, got a tensor on meta")
+    if FORMATS[pattern] == BLOCKS_4X1:
+        _check_blocks(bits, rows, cols)
     kept = count_bits(bits)
+    if kept > LARGEST_KEPT:
+        raise ValueError(f"build_topology: bits must keep at most {LARGEST_KEPT} weights, got {kept}")
     meta = choose_meta(rows, cols, kept)
-    return Topology(format, meta, (bits, *contract.build_bundles_op(bits, meta, format)))
+    return Topology(FORMATS[pattern], meta, (bits, *contract.build_bundles_op(bits, meta, FORMATS[pattern])))
 
 
-def compress(weight: Tensor, bits: Tensor, pattern: str = "unstructured") -> tuple[Tensor, Topology]:
-    """Kept weights and topology."""
-    topology = build_topology(bits, weight.shape[0], weight.shape[1], pattern)
-    return contract.gather_values_op(weight, topology.index, topology.meta, topology.format), topology
+def compress(weight: Tensor, bits: Tensor | Topology, pattern: str = "unstructured") -> tuple[Tensor, Topology]:
+    r"""The kept weights of a linear layer, and where they belong.
+
+    .. math:: \text{values}_i = W_{r_i, c_i}
+
+    with :math:`(r_i, c_i)` the i-th kept position in the topology's order. Differentiable in ``weight``: its gradient
+    is dense, with +0.0 where nothing is kept.
+
+    Args:
+        weight: ``[outputs, inputs]``, float32, float64, bfloat16 or float16, any strides.
+        bits: the mask, uint8 ``[(n + 7) // 8]``, which the topology keeps without copying; or a topology that
+            ``compress`` returned for a weight of this shape. Then only values are gathered, which
+            ``torch.compile(fullgraph=True)`` can trace: counting a mask needs the host.
+        pattern: ``"unstructured"`` or ``"block:4x1"``: how the mask was made; a topology knows its own.
+
+    Returns:
+        values: ``[kept]`` (``"block:4x1"``: ``[kept / 4, 4, 1]``), contiguous, of the weight's dtype.
+        topology: the same object if one was given.
+
+    Raises:
+        TypeError, ValueError: another number of dimensions or dtype, a mask of another length, mixed devices, another
+            pattern, blocks that are not whole, 2**31 kept weights or more; a topology of another shape, or one whose
+            mask was changed in place since.
+    """
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"compress: weight must be a tensor, got {type(weight).__name__}")
+    check_tensor("compress", "weight", weight, FLOAT_DTYPES, weight.device)
+    if weight.dim() != 2:
+        raise ValueError(f"compress: weight must have 2 dimensions (of a linear layer), got shape {list(weight.shape)}")
+    if isinstance(bits, Topology):
+        topology = bits
+        check_topology("compress", topology)
+        if pattern != "unstructured" and FORMATS.get(pattern) != topology.format:
+            raise ValueError(f"compress: pattern must be the topology's ({topology.format}), got {pattern!r}")
+        if tuple(weight.shape) != topology.shape:
+            raise ValueError(
+                f"compress: weight must have shape {list(topology.shape)} as the topology, got {list(weight.shape)}"
+            )
+        check_tensor("compress", "weight", weight, FLOAT_DTYPES, topology.bits.device)
+    else:
+        check_bits("compress: bits", bits, weight.numel(), weight.device)
+        topology = build_topology(bits, weight.shape[0], weight.shape[1], pattern)
+    values = contract.gather_values_op(weight, topology.index, topology.meta, topology.format)
+    return values.view(topology.values_shape), topology
 
 
 def decompress(values: Tensor, topology: Topology) -> Tensor:
-    """The dense weight."""
-    return contract.scatter_values_op(values, topology.index, topology.meta, topology.format)
+    r"""The dense weight of a linear layer; the inverse of :func:`compress`.
+
+    .. math:: W_{r_i, c_i} = \text{values}_i, \quad \text{+0.0 elsewhere}
+
+    Differentiable in ``values``: their gradient is the weight's, gathered.
+
+    Args:
+        values: as :func:`compress` returns them, or flat; float32, float64, bfloat16 or float16, any strides.
+        topology: of these values.
+
+    Returns:
+        ``[outputs, inputs]``, contiguous, of the values' dtype.
+
+    Raises:
+        TypeError, ValueError: values of another shape, dtype or device; a topology whose mask was changed in place.
+    """
+    check_topology("decompress", topology)
+    check_values("decompress", values, topology, FLOAT_DTYPES)
+    flat = values.reshape(-1).contiguous()
+    return contract.scatter_values_op(flat, topology.index, topology.meta, topology.format)
