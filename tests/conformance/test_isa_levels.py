@@ -27,7 +27,10 @@ def test_conformance_at(level):
         pytest.skip("ACDC_CPU_ISA names one level: this is that level's own run")
     files = [
         str(HERE / f"test_{name}.py")
-        for name in ("topk_mask", "topk_patterns", "masked_sgd", "masked_adamw", "mask_bits", "roofline")
+        for name in (
+            *("topk_mask", "topk_patterns", "masked_sgd", "masked_adamw", "mask_bits", "roofline"),
+            *("values", "sparse_linear"),
+        )
     ]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     run = subprocess.run(
