@@ -25,6 +25,8 @@ build: $(NATIVE)
 bench: $(NATIVE)
 	$(BIN)/acdc-kernels bench topk
 	$(BIN)/acdc-kernels bench update
+	$(BIN)/acdc-kernels bench linear
+	$(BIN)/acdc-kernels bench train
 
 # torch first and pinned, so that nothing else chooses one. Where the default index has a CUDA build only and you want a CPU one,
 # point PIP_INDEX_URL or PIP_EXTRA_INDEX_URL at an index that has it.

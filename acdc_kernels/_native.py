@@ -55,6 +55,12 @@ def cpu_isa() -> str:
     return native.cpu_isa() if native is not None else "none"
 
 
+def has_cpu_fp16() -> bool:
+    """Whether half-precision CPU kernels (AVX512-FP16) were built, and can run at the level that is set."""
+    native, _ = _load()
+    return bool(getattr(native, "has_avx512_fp16", lambda: False)())
+
+
 @functools.cache
 def warn_reference(device_type: str) -> None:
     """Warn, once a device type, that plain torch runs in place of the kernels."""

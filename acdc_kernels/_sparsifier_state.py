@@ -14,7 +14,7 @@ from .policy.schedules import Phase, Schedule
 
 __all__ = ["VERSION", "check_state", "kinds"]
 
-VERSION = 2
+VERSION = 3
 
 
 def kinds(tensors: Mapping[str, Any]) -> dict[str, str]:
@@ -52,7 +52,7 @@ def check_state(
     version = state.get("version") if isinstance(state, Mapping) else None
     if type(version) is not int or version != VERSION:
         raise ValueError(f"{where}: state must be of version {VERSION}, got {version!r}")
-    parts = ("schedule", "settings", "parameters", "masks", "dense_twin")
+    parts = ("schedule", "settings", "parameters", "masks", "dense_twin", "plan")
     if missing := [part for part in parts if not isinstance(state.get(part), Mapping)]:
         raise ValueError(f"{where}: state must hold the mappings {', '.join(parts)}; it lacks {', '.join(missing)}")
     lines = [

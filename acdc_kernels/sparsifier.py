@@ -16,11 +16,13 @@ from torch.utils.hooks import RemovableHandle
 
 from . import nn as layers
 from ._sparsifier_checks import check_choice, check_group, check_one, check_types
+from ._sparsifier_products import KERNELS, Products
 from ._sparsifier_state import VERSION, check_state, kinds
 from .nn import Snapshot, find_weights, is_wrapped, named_tensors, reshard, unwrap, wrap
 from .ops import topk_mask_with_nan_count
 from .ops.distributed import disagreeing, is_sharded, local_part, shard_group_of
 from .ops.topk_mask.paper_code import paper_code_masks
+from .plan import PlanRow
 from .policy.patterns import parse_pattern
 from .policy.schedules import Phase, Schedule
 from .policy.scopes import Exempt, budget, check_scope, competing
@@ -113,7 +115,7 @@ class Sparsifier:
         dense_snapshot: str | os.PathLike[str] = "disk",
     ) -> None:
         check_types(model, optimizer, schedule)
-        check_choice("kernels", kernels, ("auto", "dense"), "sparse products are not in this version")
+        check_choice("kernels", kernels, KERNELS, "there are no others")
         check_choice("storage", storage, ("dense",), "compact storage is not in this version")
         check_choice("tie_rule", tie_rule, ("lowest_index", "reference"), "there are no others")
         parsed = parse_pattern(pattern)
@@ -161,11 +163,18 @@ class Sparsifier:
         self._snapshot = Snapshot(dense_snapshot)
         self._step = 0
         replaceable = [weight for weight in chosen if weight.treatment == "sparse"]
-        self._layers = list({id(layer): layer for weight in replaceable for _, layer in weight.layers}.values())
+        named: dict[int, tuple[str, nn.Module, str]] = {}
+        for weight in replaceable:
+            for name, layer in weight.layers:
+                named.setdefault(id(layer), (name, layer, weight.name))
+        self._layers = [layer for _, layer, _ in named.values()]
         try:
             for layer in self._layers:
                 wrap(layer)
+            places = {name: (layer, self._weights[weight]) for name, layer, weight in named.values()}
+            self._products = Products(places, optimizer.masks, schedule, parsed.text, kernels, process_group)
             self._begin(schedule.at(0))
+            self._products.begin(self._phase, 0)
         except BaseException:
             self._unwrap()
             raise
@@ -240,9 +249,25 @@ class Sparsifier:
             if phase.index != before.index:
                 self._begin(phase)
         self._step += 1
-        if self._phase is not before:
+        if self._phase is before:
+            self._products.step(before, self._step)
+        else:
+            self._products.begin(self._phase, self._step)
             for hook in tuple(self._hooks.values()):
                 hook(self, before, self._phase)
+
+    def plan(self) -> list[PlanRow]:
+        """Which kernel computes each product of each layer in the latest compressed phase, why, and the times taken.
+
+        Three rows a layer: forward, input gradient, weight gradient. Empty before the first compressed phase, and in
+        one with which training begins until its first update is done.
+        """
+        return self._products.rows
+
+    @property
+    def planning_seconds(self) -> float:
+        """Spent on planning so far: at most 1% of the compressed phases. The building of indexes belongs to flips."""
+        return self._products.seconds
 
     def dense_twin(self) -> nn.Module:
         """A plain copy of the model with the parameters and buffers of the end of the most recent dense phase.
@@ -288,6 +313,7 @@ class Sparsifier:
         """
         if not self._removed:
             self._removed = True
+            self._products.end()
             self._unwrap()
             self._unmask()
             self._snapshot.discard()
@@ -307,6 +333,7 @@ class Sparsifier:
             "parameters": kinds(self._local_weights()),
             "masks": dict(self.masks),
             "dense_twin": self._saved_twin() if self._phase.kind == "compressed" else {},
+            "plan": self._products.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -320,12 +347,14 @@ class Sparsifier:
         self._check_present("load_state_dict")
         self._check_weights("load_state_dict")
         phase = self._check_state("Sparsifier.load_state_dict", state)
+        self._products.end()
         if phase.kind == "compressed":
             self._snapshot.save(state["dense_twin"])
             self.optimizer.masks.update({p: state["masks"][name].to(p.device) for name, p in self._weights.items()})
         else:
             self._unmask()
         self._step, self._phase = state["step"], phase
+        self._products.load_state_dict(state["plan"], phase, self._step)
 
     def check_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises what ``load_state_dict(state)`` would, and changes nothing."""
@@ -364,6 +393,7 @@ class Sparsifier:
             self._snapshot.save(named_tensors(self.model))
             self.optimizer.masks.update(dict(zip(self._weights.values(), bits, strict=True)))
         elif phase.index > 0:
+            self._products.end()
             self._unmask()
             if self._reset_momentum:
                 self.optimizer.reset_momentum()
@@ -425,7 +455,10 @@ class Sparsifier:
             keep = [self._pattern.kept(p.numel(), self.sparsity) for p in self._weights.values()]
         if self.sharded or self._tie_rule == "reference":
             keep = None  # not known here
-        return check_state(where, state, self.schedule, self._settings(), self._local_weights(), self.model, keep)
+        phase = check_state(where, state, self.schedule, self._settings(), self._local_weights(), self.model, keep)
+        if lines := self._products.differences(state["plan"]):
+            raise ValueError(f"{where}: state must be of this run, but {'; '.join(lines)}")
+        return phase
 
     def _check_present(self, method: str) -> None:
         if self._removed:

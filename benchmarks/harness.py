@@ -15,12 +15,13 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 Row = dict[str, Any]
+Name = TypeVar("Name", bound=Hashable)
 
 ROW_KEYS = (
     "op", "case", "pattern", "sparsity", "dtype", "threads", "device", "ours_ms", "peer", "peer_ms", "speedup",
@@ -87,7 +88,8 @@ def _timed(call: Callable[[], object], calls: int, clock: Callable[[], float]) -
     return (clock() - start) / calls
 
 
-def _summary(seconds: Sequence[float], clean: Sequence[float]) -> Timing:
+def summarize(seconds: Sequence[float], clean: Sequence[float]) -> Timing:
+    """The timing of samples in seconds, of which `clean` are those that nothing disturbed."""
     used = sorted(clean)
     if len(used) < FEWEST_CLEAN:
         used = sorted(seconds)[: max(FEWEST_CLEAN, len(seconds) // 3)]
@@ -98,14 +100,14 @@ def _summary(seconds: Sequence[float], clean: Sequence[float]) -> Timing:
 
 
 def interleave(
-    contenders: Mapping[str, Callable[[], object]],
+    contenders: Mapping[Name, Callable[[], object]],
     budget: Budget | None = None,
     *,
     sample_seconds: float = 0.002,
     clock: Callable[[], float] = time.perf_counter,
     switches: Callable[[], int] = involuntary_switches,
     seed: int = 0,
-) -> dict[str, Timing]:
+) -> dict[Name, Timing]:
     """Times the contenders against each other and returns one `Timing` for each name.
 
     A contender faster than `sample_seconds` is called several times a sample. The same callable may be entered under
@@ -115,8 +117,8 @@ def interleave(
         raise ValueError("interleave: contenders must not be empty")
     budget = budget or Budget()
     shuffle = random.Random(seed).shuffle
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    clean: dict[str, list[float]] = {name: [] for name in contenders}
+    seconds: dict[Name, list[float]] = {name: [] for name in contenders}
+    clean: dict[Name, list[float]] = {name: [] for name in contenders}
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -142,7 +144,7 @@ def interleave(
     finally:
         if collecting:
             gc.enable()
-    return {name: _summary(seconds[name], clean[name]) for name in contenders}
+    return {name: summarize(seconds[name], clean[name]) for name in contenders}
 
 
 def rows(
@@ -178,13 +180,13 @@ def table(group: Sequence[Row]) -> str:
     first = group[0]
     head = f"{first['op']}  {first['case']}  {first['sparsity']:.0%} {first['pattern']}  {first['dtype']}  "
     head += f"{first['threads']} thread{'s' if first['threads'] > 1 else ''}  {first['device']}"
-    ours = f"  {'ours (' + first.get('backend', '?') + ')':<34}{first['ours_ms']:>10.4g} ms{'':10}"
+    ours = f"  {'ours (' + first.get('backend', '?') + ')':<36}{first['ours_ms']:>10.4g} ms{'':10}"
     ours += f"  ±{first['ours_spread']:.1%}  clean {first['ours_clean']}"
     if "of_roofline" in first:
         ours += f"  {first['of_roofline']:.2f}x of the roofline's time"
     lines = [head, ours + _memory(first, "ours")]
     for row in group:
-        line = f"  {row['peer']:<34}{row['peer_ms']:>10.4g} ms{row['speedup']:>9.2f}x"
+        line = f"  {row['peer']:<36}{row['peer_ms']:>10.4g} ms{row['speedup']:>9.2f}x"
         lines.append(f"{line}  ±{row['peer_spread']:.1%}  clean {row['peer_clean']}{_memory(row, 'peer')}")
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""`acdc-kernels bench OP`: times one op on this machine, prints a table and writes machine-stamped JSON."""
+"""`acdc-kernels bench OP`: times an op or training steps, prints tables and writes machine-stamped JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ else:  # `python benchmarks/run.py`: the installed package is the same folder
     from acdc_kernels.benchmarks import harness
     from acdc_kernels.benchmarks.machine import machine
 
-OPS = ("topk", "update")
+OPS = ("topk", "update", "linear", "train")
 DEFAULT_THREADS = (1, 2)
 
 
@@ -42,7 +42,7 @@ def _problem(op: str, device: str, threads: list[int], json: Path | None) -> str
         return f"json must lie in a folder that exists, got {json}"
     if json is not None and json.is_dir():
         return f"json must be a file, got the folder {json}"
-    if importlib.util.find_spec("numpy") is None:
+    if op == "topk" and importlib.util.find_spec("numpy") is None:
         return 'numpy must be installed, for it is one of the peers: pip install "acdc-kernels[bench]"'
     return ""
 
@@ -53,10 +53,10 @@ def run(
     """Times `op` and prints the tables.
 
     Args:
-        op: `topk` or `update`.
+        op: `topk`, `update`, `linear` or `train`.
         device: `cpu` (this version has no CUDA kernels for these ops).
         threads: thread counts, timed one after the other; default 1 and 2, as far as there are cores.
-        quick: the headline case alone, few repetitions, no memory measurement.
+        quick: the headline cases alone, few repetitions, no memory measurement.
         json: file to write `{"machine": {...}, "rows": [...]}` to, one row a peer.
 
     Returns:
@@ -87,6 +87,8 @@ def run(
                     all_rows += group
     finally:
         torch.set_num_threads(threads_before)
+    if hasattr(bench, "summary"):
+        print(bench.summary(all_rows) + "\n")
     if harness.disturbed(all_rows):
         print(f"Some timings have fewer than {harness.FEWEST_CLEAN} clean samples: the machine was busy; run again.")
     if json is not None:
@@ -100,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("op", choices=OPS)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, action="append", metavar="N", help="may be repeated; default 1 and 2")
-    parser.add_argument("--quick", action="store_true", help="the headline case alone, few repetitions")
+    parser.add_argument("--quick", action="store_true", help="the headline cases alone, few repetitions")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the machine and a row for each peer here")
     given = parser.parse_args(arguments)
     return run(given.op, given.device, given.threads, given.quick, given.json)

@@ -3,6 +3,7 @@
 from .calibrate import recalibrate
 from .coverage import COVERAGE
 from .layers import find_weights
+from .products import product_type
 from .shards import reshard
 from .snapshot import Snapshot, named_tensors
 from .wrap import is_wrapped, unwrap, wrap
@@ -13,6 +14,7 @@ __all__ = [
     "find_weights",
     "is_wrapped",
     "named_tensors",
+    "product_type",
     "recalibrate",
     "reshard",
     "unwrap",

@@ -55,3 +55,9 @@ def register(
     if flops is not None and packet not in flop_registry:  # registering twice raises, and modules can be reloaded
         register_flop_formula(packet)(flops)
     return packet.default
+
+
+def has_kernel(op: torch._ops.OpOverload, device_type: str) -> bool:
+    """Whether a compiled kernel stands beside the reference of ``op`` on this kind of device."""
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
+    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(op._schema.name, key)

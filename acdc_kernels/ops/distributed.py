@@ -16,7 +16,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["disagreeing", "is_sharded", "local_part", "shard_budgets", "shard_group_of"]
+__all__ = ["disagreeing", "from_first", "is_sharded", "local_part", "shard_budgets", "shard_group_of"]
 
 _BINS = 12  # bits of the key that a histogram tells apart
 # Together a small part of the 1 MiB that a selection may need.
@@ -71,6 +71,18 @@ def disagreeing(tensors: Sequence[Tensor], group: ProcessGroup) -> list[int]:
         differs[i] = int(not torch.equal(first, tensor))
     _sum(differs, group)
     return differs.nonzero().flatten().tolist()
+
+
+def from_first(text: str, group: ProcessGroup, device: torch.device) -> str:
+    """The ``text`` of the group's rank 0, on every process; it travels in tensors on ``device``."""
+    first = torch.distributed.get_global_rank(group, 0)
+    data = torch.frombuffer(bytearray(text.encode() + b"\n"), dtype=torch.uint8).to(device)
+    size = torch.tensor([data.numel()], device=device)
+    torch.distributed.broadcast(size, first, group)
+    if torch.distributed.get_rank(group) != 0:
+        data = torch.empty(int(size), dtype=torch.uint8, device=device)
+    torch.distributed.broadcast(data, first, group)
+    return bytes(data.tolist()).decode().removesuffix("\n")
 
 
 def shard_budgets(shards: Sequence[Tensor], keep: Sequence[int], group: ProcessGroup, by_weight: bool) -> list[int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,6 +35,7 @@ class Masks(MutableMapping[Parameter, Tensor]):
     def __init__(self, optimizer: MaskedOptimizer) -> None:
         self._optimizer = optimizer
         self._bits: dict[Parameter, Tensor] = {}
+        self._listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
 
     def __getitem__(self, param: Parameter) -> Tensor:
         return self._bits[param]
@@ -43,6 +45,7 @@ class Masks(MutableMapping[Parameter, Tensor]):
 
     def __delitem__(self, param: Parameter) -> None:
         del self._bits[param]
+        self._tell()
 
     def __iter__(self) -> Iterator[Parameter]:
         return iter(self._bits)
@@ -58,12 +61,27 @@ class Masks(MutableMapping[Parameter, Tensor]):
         new = dict(other)
         self._apply(new)
         self._bits.update(new)
+        self._tell()
 
     def restore(self, bits: Mapping[Parameter, Tensor]) -> None:
         """Replace all masks by ``bits``, as :meth:`update` after clearing."""
         new = dict(bits)
         self._apply(new)
         self._bits = new
+        self._tell()
+
+    def listen(self, changed: Callable[[], None]) -> None:
+        """Has the bound method ``changed`` called after every change of masks, for as long as its object lives.
+
+        A copy of the optimizer has no listeners.
+        """
+        self._listeners.append(weakref.WeakMethod(changed))
+
+    def _tell(self) -> None:
+        self._listeners = [listener for listener in self._listeners if listener() is not None]
+        for listener in self._listeners:
+            if (changed := listener()) is not None:
+                changed()
 
     @torch.no_grad()
     def _apply(self, new: Mapping[Parameter, Tensor]) -> None:

@@ -15,7 +15,7 @@ import typer
 from ..policy.scopes import SCOPES
 from .data import DATASETS
 from .errors import UserError
-from .presets import OPTIMIZERS, PRECISIONS, PRESETS, SCHEDULES
+from .presets import KERNELS, OPTIMIZERS, PRECISIONS, PRESETS, SCHEDULES
 
 app = typer.Typer(
     help="AC/DC sparse training with native kernels (Peste et al., NeurIPS 2021, arXiv 2106.12379).",
@@ -37,7 +37,8 @@ ScheduleName = _choice("ScheduleName", SCHEDULES)
 ScopeName = _choice("ScopeName", SCOPES)
 OptimizerName = _choice("OptimizerName", OPTIMIZERS)
 PrecisionName = _choice("PrecisionName", PRECISIONS)
-BenchOp = _choice("BenchOp", ("topk", "update"))
+KernelsName = _choice("KernelsName", KERNELS)
+BenchOp = _choice("BenchOp", ("topk", "update", "linear", "train"))
 DeviceName = _choice("DeviceName", ("cpu", "cuda"))
 
 TRAIN_HELP = "\n".join(
@@ -96,6 +97,7 @@ def info() -> None:
         "acdc-kernels train --schedule dense                 the dense baseline of the demo",
         "acdc-kernels train --sparsity 0.95 --out runs/95    another sparsity, another folder",
         "acdc-kernels train --pattern 2:4                    two of every four inputs are zero",
+        "acdc-kernels train --kernels dense                  dense products, with zeros in the weights",
         "acdc-kernels train --optimizer adamw --lr 0.001     AdamW instead of SGD",
         "acdc-kernels train --resume --out runs/95           go on where Ctrl-C stopped it",
     ),
@@ -137,6 +139,14 @@ def train(
     ] = None,
     precision: Annotated[
         PrecisionName | None, typer.Option(help="fp32, or bf16: mixed precision (default: the preset's).")
+    ] = None,
+    kernels: Annotated[
+        KernelsName | None,
+        typer.Option(
+            help="Products of compressed phases. auto: for each layer the fastest, measured where a phase begins; "
+            "model: by a cost model, so that runs repeat to the bit; dense; sparse: wherever a layer can; "
+            "fp16: auto, with half-precision forward products to choose from (default: the preset's)."
+        ),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Decides initial weights, order and validation split (default: 0).")
@@ -185,6 +195,7 @@ def train(
         optimizer=_value(optimizer),
         pattern=pattern,
         precision=_value(precision),
+        kernels=_value(kernels),
         schedule=_value(schedule),
         scope=_value(scope),
         seed=seed,
@@ -206,14 +217,21 @@ def train(
 
 
 @app.command(
-    short_help="Time a kernel against torch, numpy and the memory roofline.",
+    short_help="Time kernels and training steps against torch and other peers.",
     epilog=_examples(
         "acdc-kernels bench topk --quick",
         "acdc-kernels bench update --threads 1 --threads 2 --json update.json",
+        "acdc-kernels bench linear --json linear.json",
     ),
 )
 def bench(
-    op: Annotated[BenchOp, typer.Argument(help="topk: top-k masks; update: the masked optimizer step.")],
+    op: Annotated[
+        BenchOp,
+        typer.Argument(
+            help="topk: top-k masks; update: the masked optimizer step; linear: sparse linear layers, and the planned "
+            "layer against the dense one; train: whole dense and compressed steps, and flips."
+        ),
+    ],
     device: Annotated[DeviceName, typer.Option(help="Where it runs.")] = DeviceName.cpu,
     threads: Annotated[
         list[int] | None,
@@ -222,7 +240,7 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="The main case only, few repetitions.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows there too.", metavar="FILE")] = None,
 ) -> None:
-    """Time a kernel against torch, numpy and the memory roofline measured in the same run."""
+    """Time kernels, layers or whole training steps against torch and other peers, interleaved in the same run."""
     try:
         from ..benchmarks.run import run
     except ModuleNotFoundError as error:

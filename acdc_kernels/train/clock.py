@@ -5,11 +5,14 @@ from __future__ import annotations
 import signal
 import statistics
 
-KINDS = ("dense", "compressed", "flip", "evaluation")
+KINDS = ("dense", "compressed", "flip", "planning", "evaluation")
 
 
 class Clock:
-    """The duration of every dense step, compressed step, phase flip and evaluation of a run, in seconds."""
+    """The duration of every dense step, compressed step, flip, planning and evaluation of a run, in seconds.
+
+    Planning is the choice of kernels for a compressed phase; the flip that it belongs to is counted without it.
+    """
 
     def __init__(self, seconds: dict[str, list[float]] | None = None) -> None:
         self.seconds = seconds or {kind: [] for kind in KINDS}

@@ -13,18 +13,19 @@ from typing import Any
 import torch
 
 from . import data, plots
+from .comparison import comparison, comparison_markdown, costs, group
 from .documents import check, parse
 from .errors import UserError
 from .loop import Interrupted, Trainer
 from .presets import RunConfig, make_config
-from .report import build_report, comparison, comparison_markdown, group, read_report, summary
+from .report import build_report, read_report, summary
 from .run_folder import RunFolder
 from .tables import markdown_table, text_table
 
 Say = Callable[[str], None]
 CHANGEABLE = (
     *("dataset", "data_args", "augment", "model", "model_args", "optimizer", "pattern", "precision", "scope"),
-    *("epochs", "batch_size", "lr", "sparsity"),
+    *("epochs", "batch_size", "lr", "sparsity", "kernels"),
 )
 BENCH_ROW = {
     **dict.fromkeys(("op", "case", "dtype", "peer"), str),
@@ -45,6 +46,7 @@ class Options:
     optimizer: str | None = None
     pattern: str | None = None
     precision: str | None = None
+    kernels: str | None = None
     augment: bool | None = None
     schedule: str | None = None
     scope: str | None = None
@@ -163,7 +165,7 @@ def show_reports(paths: Sequence[Path], markdown: Path | None, plot: Path | None
         text, marked = text_table(header, rows), markdown_table(header, rows, left=4)
     else:
         reports = [read_report(path) for path in paths]
-        text = summary(reports[0]) if len(reports) == 1 else text_table(*comparison(reports))
+        text = summary(reports[0]) if len(reports) == 1 else _compared(reports)
         marked = comparison_markdown(reports)
     say(text)
     if markdown is not None:
@@ -172,6 +174,10 @@ def show_reports(paths: Sequence[Path], markdown: Path | None, plot: Path | None
     if plot is not None:
         plots.plot_run(reports[0], plot) if len(reports) == 1 else plots.plot_groups(group(reports), plot)
         say(f"\ncurves  {plot}")
+
+
+def _compared(reports: Sequence[dict[str, Any]]) -> str:
+    return f"{text_table(*comparison(reports))}\n\n{text_table(*costs(reports))}"
 
 
 def _bench_rows(path: Path) -> list[dict[str, Any]] | None:

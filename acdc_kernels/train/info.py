@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 
 from .. import __version__, _native
+from ..nn.sparse_linear import LinearProduct
 from .machine import machine
 from .tables import text_table
 
 NAMESPACE = "acdc_kernels::"
+COMPOSED = "acdc_kernels::planned_"  # these call other ops
 
 
 def info_text() -> str:
@@ -18,6 +20,7 @@ def info_text() -> str:
             f"acdc-kernels {__version__}",
             _section("Built", _built()),
             _section("This machine", _machine()),
+            _section("Sparse products", _sparse_products()),
             "Kernels\n" + _indent(text_table(["op", "on the CPU", "on a CUDA GPU"], kernel_rows())),
             "\n".join(_notes()),
         )
@@ -28,6 +31,7 @@ def kernel_rows() -> list[list[str]]:
     """For each op: its name and what runs for it on the CPU and on a CUDA GPU."""
     _native.available()  # loads the library, which registers its kernels
     names = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith(NAMESPACE))
+    names = [name for name in names if not name.startswith(COMPOSED)]
     return [[name.removeprefix(NAMESPACE), _kernel(name, "CPU"), _kernel(name, "CUDA")] for name in names]
 
 
@@ -56,6 +60,16 @@ def _machine() -> list[tuple[str, str]]:
         ("system", str(facts["os"])),
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
         ("GPU", gpu),
+    ]
+
+
+def _sparse_products() -> list[tuple[str, str]]:
+    """What `Sparsifier(kernels=...)` can choose from here."""
+    why, why_fp16 = LinearProduct.missing(fp16=False), LinearProduct.missing(fp16=True)
+    kernels = f"float32 on the CPU, unstructured and block:4x1: C++ ({_native.cpu_isa()})"
+    return [
+        ("linear", f"dense, with zeros in the weights: {why}" if why else kernels),
+        ("AVX512-FP16", f"no: {why_fp16}" if why_fp16 else 'yes: kernels="fp16" may use it'),
     ]
 
 

@@ -60,6 +60,7 @@ class Trainer:
             sparsity=config.sparsity,
             pattern=config.pattern,
             scope=config.scope,
+            kernels=config.kernels,
         )
         warmup = config.lr_warmup * self.steps_per_epoch
         self.lr_schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -170,13 +171,16 @@ class Trainer:
         self._sums.add(value, correct, len(targets), float(self.optimizer.param_groups[0]["lr"]))
 
     def _count_update(self, phase: Phase) -> None:
-        started = time.perf_counter()
+        planned, started = self.sparsifier.planning_seconds, time.perf_counter()
         try:
             self.sparsifier.step()
         except ValueError as error:  # NaN where weights are to be compared
             raise UserError(f"{error}; training diverged; try a lower --lr") from error
+        taken = time.perf_counter() - started
+        if planning := self.sparsifier.planning_seconds - planned:
+            self.clock.add("planning", planning)
         if self.sparsifier.phase.index != phase.index:
-            self.clock.add("flip", time.perf_counter() - started)
+            self.clock.add("flip", taken - planning)
         self.lr_schedule.step()
         self.step += 1
 

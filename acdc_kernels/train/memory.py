@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..formats.bundles import Topology
+from ..nn.product import Product
 from ..sparsifier import Sparsifier
 
 
@@ -30,9 +32,9 @@ def peak_bytes() -> int:
 
 
 def memory_facts(model: nn.Module, optimizer: Optimizer, sparsifier: Sparsifier) -> dict[str, int]:
-    """The process's peak so far, and the bytes of what lives through a run: model, optimizer state, masks, twin.
+    """The process's peak so far, and the bytes of what lives through a run or a phase of it.
 
-    Masks and the twin on disk are there in a compressed phase only.
+    Masks, topologies and the twin on disk are there in a compressed phase only.
     """
     state = sparsifier.state_dict()
     return {
@@ -40,8 +42,15 @@ def memory_facts(model: nn.Module, optimizer: Optimizer, sparsifier: Sparsifier)
         "model_bytes": _bytes((*model.parameters(), *model.buffers())),
         "optimizer_bytes": _bytes(_tensors([optimizer.state[p] for p in optimizer.state])),
         "mask_bytes": _bytes(sparsifier.masks.values()),
+        "topology_bytes": sum(topology.nbytes for topology in _topologies(model)),
         "twin_on_disk_bytes": _bytes(state["dense_twin"].values()),
     }
+
+
+def _topologies(model: nn.Module) -> list[Topology]:
+    products = [getattr(module, "product", None) for module in model.modules()]
+    found = [product.topology for product in products if isinstance(product, Product)]
+    return [topology for topology in found if topology is not None]
 
 
 def _tensors(states: Iterable[dict[str, Any]]) -> list[Tensor]:

@@ -20,12 +20,12 @@ FORMATS = (".png", ".pdf", ".svg")
 
 
 def plot_run(report: Mapping[str, Any], path: Path) -> None:
-    """Accuracy above, sparsity below, over epochs; compressed phases shaded, the pair's epochs marked."""
+    """Accuracy, sparsity and the cost of a step over epochs; compressed phases shaded, the pair's epochs marked."""
     history, config, models = report["history"], report["config"], report["models"]
     epochs = [row["epoch"] for row in history]
-    figure = Figure(figsize=(8, 5.2), dpi=150, layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    for axes in (upper, lower):
+    figure = Figure(figsize=(8, 6.4), dpi=150, layout="constrained")
+    upper, lower, cost = figure.subplots(3, 1, sharex=True, height_ratios=(3, 1, 1))
+    for axes in (upper, lower, cost):
         _shade(axes, history)
         _style(axes)
     sparsity = "" if config["schedule"] == "dense" else f" at {config['sparsity']:.4g} sparsity"
@@ -55,13 +55,20 @@ def plot_run(report: Mapping[str, Any], path: Path) -> None:
     lower.set_ylim(0, 1)
     lower.set_xlim(0, epochs[-1])
     lower.set_ylabel("sparsity")
-    lower.set_xlabel("epoch")
-    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
+    dense = [row["seconds"] for row in history if row["phase"] == "dense"]
+    cost.stairs([row["flops"] for row in history], edges, color=GREEN, linewidth=1.5, label="FLOPs / dense step's")
+    if dense:
+        time = [row["seconds"] / statistics.median(dense) for row in history]
+        cost.stairs(time, edges, color=PURPLE, linewidth=1.5, label="time / dense step's")
+    cost.set_ylim(bottom=0)
+    cost.set_ylabel("cost")
+    cost.set_xlabel("epoch")
+    cost.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-    handles = upper.get_legend_handles_labels()[0]
+    handles = upper.get_legend_handles_labels()[0] + cost.get_legend_handles_labels()[0]
     if any(row["phase"] == "compressed" for row in history):
         handles.append(Patch(facecolor=SHADE, label="compressed phase"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path)
 
 

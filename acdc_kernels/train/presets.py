@@ -18,6 +18,7 @@ from .json_args import json_object
 SCHEDULES = ("acdc", "dense", "prune-once", "prune-late")
 OPTIMIZERS = ("sgd", "adamw")
 PRECISIONS = ("fp32", "bf16")
+KERNELS = ("auto", "model", "dense", "sparse", "fp16")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Preset:
     optimizer: str = "sgd"
     pattern: str = "unstructured"
     precision: str = "fp32"  # bf16: autocast around forward pass and loss
+    kernels: str = "auto"  # see `Sparsifier`
     augment: bool = False
 
 
@@ -110,7 +112,10 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides the bits of a run. Two runs with equal configurations end with equal weights."""
+    """Everything that decides the bits of a run, but for the choices that `kernels` "auto" and "fp16" measure.
+
+    Two runs with equal configurations and equal plans end with equal weights.
+    """
 
     preset: str
     dataset: str
@@ -131,6 +136,7 @@ class RunConfig:
     optimizer: str
     pattern: str
     precision: str
+    kernels: str
     augment: bool
     seed: int
     threads: int
@@ -147,6 +153,8 @@ class RunConfig:
             for name in ("dataset", "model", "optimizer", "pattern", "precision")
             if (value := getattr(self, name)) != getattr(preset, name)
         ]
+        if self.kernels != preset.kernels and self.schedule != "dense":
+            changed.append(f"{self.kernels}-kernels")
         sparsity = [] if self.schedule == "dense" else [f"{self.sparsity:g}"]
         return "runs/" + "-".join([self.preset, *changed, self.schedule, *sparsity, f"s{self.seed}"])
 
@@ -198,7 +206,7 @@ def make_config(preset: str, *, schedule: str = "acdc", seed: int = 0, threads: 
 
     The preset's `data_args` and `augment` belong to its data set, its `model_args` to its model: with another, they are
     empty unless given. A pattern other than the preset's brings its own sparsity unless one is given; a dense run has
-    neither. Raises UserError for bad values.
+    neither, and dense kernels. Raises UserError for bad values.
     """
     if preset not in PRESETS:
         raise UserError(f"preset: must be one of {', '.join(PRESETS)}, got {preset!r}")
@@ -220,7 +228,7 @@ def make_config(preset: str, *, schedule: str = "acdc", seed: int = 0, threads: 
         )
     phases = phase_lengths(schedule, settings["epochs"])
     if schedule == "dense":
-        settings |= {"sparsity": 0.0, "pattern": "unstructured"}
+        settings |= {"sparsity": 0.0, "pattern": "unstructured", "kernels": "dense"}
     else:
         own = settings["pattern"] != base["pattern"] and "sparsity" not in given
         settings["sparsity"] = _sparsity(settings["pattern"], None if own else settings["sparsity"])
@@ -246,5 +254,6 @@ def _check(settings: dict[str, Any], seed: int, threads: int) -> None:
     must(settings["scope"] in SCOPES, "scope", f"one of {', '.join(SCOPES)}", settings["scope"])
     must(settings["optimizer"] in OPTIMIZERS, "optimizer", f"one of {', '.join(OPTIMIZERS)}", settings["optimizer"])
     must(settings["precision"] in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}", settings["precision"])
+    must(settings["kernels"] in KERNELS, "kernels", f"one of {', '.join(KERNELS)}", settings["kernels"])
     must(0 <= seed < 2**31, "seed", "in [0, 2**31)", seed)
     must(threads >= 1, "threads", "at least 1", threads)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,19 @@ from .machine import machine, versions
 from .memory import memory_facts
 from .models import build_model
 from .run_folder import Kind, RunFolder
-from .tables import duration, markdown_table, mean_and_spread, percent, size, text_table
+from .saving import Saving, planning_share, saving
+from .tables import duration, percent, size, text_table
 
 FORMAT = 1
-# what configurations have that were reported before these settings came
-ADDED = {
-    "optimizer": "sgd",
-    "pattern": "unstructured",
-    "precision": "fp32",
-    "augment": False,
-    "model_args": "{}",
-    "data_args": "{}",
-}
 _MODEL_SHAPE = {
     "epoch": int,
     **dict.fromkeys(("val_accuracy", "test_accuracy", "sparsity", "inference_flops"), float),
 }
-_ROW_SHAPE = {"epoch": int, "phase": str, **dict.fromkeys(("train_accuracy", "val_accuracy", "sparsity"), float)}
+_ROW_SHAPE = {
+    "epoch": int,
+    "phase": str,
+    **dict.fromkeys(("train_accuracy", "val_accuracy", "sparsity", "flops", "seconds"), float),
+}
 _TIME_SHAPE = {"count": int, "seconds": float, "median_ms": (float,)}
 # what tables and curves rely on
 REPORT_SHAPE = {
@@ -41,9 +38,23 @@ REPORT_SHAPE = {
     "history": [_ROW_SHAPE],
 }
 MEMORY = tuple(f"{name}_bytes" for name in ("model", "optimizer", "mask", "twin_on_disk", "peak"))
+# what some reports have and older ones lack
+_OPTIONAL = {
+    "memory": dict.fromkeys(MEMORY, int),
+    "plan": [
+        {
+            **dict.fromkeys(("layer", "product", "kernel", "reason"), str),
+            "times": dict,
+            "samples": (int,),
+            "shape": [int],
+            "sparsity": (float,),
+        }
+    ],
+}
+PRODUCTS = ("forward", "input gradient", "weight gradient")
+LAYERS_SHOWN = 12
 DENSE_PRODUCTS = (
-    "FLOPs leave out products with zero weights. This version still computes dense products with masked weights,\n"
-    "so a compressed step takes about as long as a dense one: the saving is not yet one of time."
+    "FLOPs leave out products with zero weights. Every product of this run was dense, with zeros in the weights."
 )
 
 
@@ -56,7 +67,7 @@ def build_report(trainer: Trainer, folder: RunFolder, command: str) -> dict[str,
     memory = memory_facts(trainer.model, trainer.optimizer, trainer.sparsifier)  # scoring is no part of training
     compressed = [row["flops"] for row in history if row["phase"] == "compressed"]
     models = {kind: _score(trainer, folder, kind) for kind in ("sparse", "dense")}
-    return {
+    report = {
         "format": FORMAT,
         "config": trainer.config.to_dict(),
         "models": models,
@@ -68,6 +79,7 @@ def build_report(trainer: Trainer, folder: RunFolder, command: str) -> dict[str,
             "inference": (models["sparse"] or models["dense"])["inference_flops"],
         },
         "time": trainer.clock.summary(),
+        "plan": [row.to_dict() for row in trainer.sparsifier.plan()],
         "memory": memory,
         "uncovered": trainer.sparsifier.uncovered(),
         "data": {
@@ -80,6 +92,9 @@ def build_report(trainer: Trainer, folder: RunFolder, command: str) -> dict[str,
         "command": command,
         "history": history,
     }
+    if found := saving(report):
+        report["saving"] = asdict(found) | {"realized": found.realized, "realized_of_theoretical": found.share}
+    return report
 
 
 def _score(trainer: Trainer, folder: RunFolder, kind: Kind) -> dict[str, Any] | None:
@@ -129,8 +144,9 @@ def read_report(path: Path) -> dict[str, Any]:
         if report["format"] != FORMAT:
             raise ValueError(f"it is of format {report['format']}, must be of {FORMAT}")
         check(report, REPORT_SHAPE, "report")
-        if "memory" in report:
-            check(report["memory"], dict.fromkeys(MEMORY, int), "report.memory")
+        for key, shape in _OPTIONAL.items():
+            if key in report:
+                check(report[key], shape, f"report.{key}")
         epochs, rows = report["config"]["epochs"], len(report["history"])
         if not 0 < rows == epochs:
             raise ValueError(f"report.history: must have a row for each of {epochs} epochs, got {rows}")
@@ -140,7 +156,7 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def summary(report: dict[str, Any]) -> str:
-    """One run as text: the pair, the FLOPs, the time."""
+    """One run as text: the pair, the FLOPs, the time, the saving of both, the plan."""
     config, time, flops, models = report["config"], report["time"], report["flops"], report["models"]
     total = sum(kind["seconds"] for kind in time.values())
     names = {"dense": "dense twin" if models["sparse"] else "dense model", "sparse": "sparse model"}
@@ -163,6 +179,8 @@ def summary(report: dict[str, Any]) -> str:
 
     spent = [phases(kind) for kind in ("dense", "compressed") if time[kind]["median_ms"] is not None]
     spent += [f"{duration(time['flip']['seconds'])} in flips"] if time["flip"]["count"] else []
+    if (share := planning_share(report)) is not None:
+        spent += [f"{duration(time['planning']['seconds'])} planning ({percent(share)} of the compressed steps)"]
     spent += [f"{duration(time['evaluation']['seconds'])} in evaluation"]
     compressed = "" if flops["compressed_step"] is None else f"; a compressed step {percent(flops['compressed_step'])}"
     lines = [
@@ -174,91 +192,62 @@ def summary(report: dict[str, Any]) -> str:
         f"training FLOPs  {percent(flops['training'])} of dense training{compressed}",
         f"training time   {', '.join(spent)}",
     ]
+    if found := saving(report):
+        lines.append(f"saving          {_saving(found)}")
     if "memory" in report:
         lines.append(f"memory          {_memory(report['memory'])}")
+    if plan := report.get("plan"):
+        lines += ["", _plan(plan)]
     if models["sparse"]:
-        lines += ["", DENSE_PRODUCTS]
+        lines += ["", DENSE_PRODUCTS] if all(row["kernel"] == "dense" for row in plan or ()) else []
         if models["dense"] and models["dense"]["sparsity"] >= 0.001:
-            lines.append("The dense twin's zeros were pruned, or zero from the start, and have got no gradient since.")
+            lines += ["", "The dense twin's zeros were pruned, or zero from the start, and have got no gradient since."]
     return "\n".join(lines)
 
 
+def _saving(found: Saving) -> str:
+    share = "-" if found.share is None else f"{found.share:.2f}"
+    return (
+        f"a compressed step takes {found.step_ratio:.3f} of a dense one: {percent(found.realized)} saved on the clock, "
+        f"{percent(found.theoretical)} in FLOPs; realized / theoretical {share}"
+    )
+
+
+def _plan(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The plan of the last compressed phase, a row a layer, and why products are dense."""
+    layers: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        layers.setdefault(row["layer"], {})[row["product"]] = row
+    table = []
+    for name, products in list(layers.items())[:LAYERS_SHOWN]:
+        first = next(iter(products.values()))
+        shape = "x".join(map(str, first["shape"]))
+        cells = [_kernel(products[product]) if product in products else "-" for product in PRODUCTS]
+        table.append([name, shape, percent(first["sparsity"]), *cells])
+    lines = [text_table(["layer", "shape", "sparsity", *PRODUCTS], table)]
+    if len(layers) > LAYERS_SHOWN:
+        lines.append(f"and {len(layers) - LAYERS_SHOWN} more layers: see plan in report.json")
+    whys: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["kernel"] == "dense":  # reasons that differ in their figures alone are one
+            whys.setdefault(re.sub(r"\d+(\.\d+)?", "", row["reason"]), []).append(row)
+    sparse = sum(row["kernel"] != "dense" for row in rows)
+    lines.append(f"{sparse} of {len(rows)} products are sparse" + (", dense are" if whys else ""))
+    for alike in whys.values():
+        others = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
+        lines.append(f"  {alike[0]['layer']} {alike[0]['product']}{others}: {alike[0]['reason']}")
+    return "\n".join(lines)
+
+
+def _kernel(row: Mapping[str, Any]) -> str:
+    """A cell of the plan: the kernel, its time, and dense's beside it."""
+    mine, dense = row["times"].get(row["kernel"]), row["times"].get("dense")
+    text = row["kernel"] if mine is None else f"{row['kernel']} {mine:.3g} ms"
+    return text if row["kernel"] == "dense" or dense is None else f"{text} (dense {dense:.3g})"
+
+
 def _memory(facts: dict[str, int]) -> str:
-    parts = ("model", "optimizer", "mask")
-    held = ", ".join(f"{name} {size(facts[f'{name}_bytes'])}" for name in parts if facts[f"{name}_bytes"])
+    parts = ("model", "optimizer", "mask", "topology")
+    held = ", ".join(f"{name} {size(facts[f'{name}_bytes'])}" for name in parts if facts.get(f"{name}_bytes"))
     twin = facts["twin_on_disk_bytes"]
     return f"peak {size(facts['peak_bytes'])}; {held}" + (f"; dense twin on disk {size(twin)}" if twin else "")
-
-
-def group(reports: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Reports of runs that differ in nothing but seed and threads, under a name for each such group, in order.
-
-    Raises UserError if one run is there twice.
-    """
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for report in reports:
-        config = ADDED | report["config"]
-        setting = {key: value for key, value in config.items() if key not in ("seed", "threads")}
-        groups.setdefault(json.dumps(setting, sort_keys=True), []).append(report)
-    named: dict[str, list[dict[str, Any]]] = {}
-    for members in groups.values():
-        config = members[0]["config"]
-        seeds = sorted(report["config"]["seed"] for report in members)
-        if len(set(seeds)) < len(seeds):
-            raise UserError(
-                f"report: {config['preset']} {config['schedule']} is given twice for one seed (seeds {seeds})"
-            )
-        name = f"{config['preset']} {config['schedule']}"
-        if (pattern := config.get("pattern", "unstructured")) != "unstructured":
-            name += f" {pattern}"
-        if config["schedule"] != "dense":
-            name += f" {config['sparsity']:.0%}"
-        while name in named:  # same name, other settings
-            name += "'"
-        named[name] = members
-    return named
-
-
-def comparison(reports: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of a table with a row a model and group: mean ± sample standard deviation over seeds."""
-    header = [
-        "run",
-        "model",
-        "epochs",
-        "seeds",
-        "test accuracy",
-        "validation",
-        "sparsity",
-        "inference FLOPs",
-        "training FLOPs",
-    ]
-    rows = []
-    for name, members in group(reports).items():
-        config = members[0]["config"]
-        for kind, label in (
-            ("sparse", "sparse"),
-            ("dense", "dense" if config["schedule"] == "dense" else "dense twin"),
-        ):
-            models = [report["models"][kind] for report in members]
-            # what a pruned-once run had before pruning is no result of it
-            if None in models or (kind == "dense" and config["schedule"].startswith("prune")):
-                continue
-            training = [report["flops"]["training"] for report in members]
-            rows.append(
-                [
-                    name,
-                    label,
-                    str(config["epochs"]),
-                    str(len(members)),
-                    mean_and_spread([model["test_accuracy"] for model in models], 2),
-                    mean_and_spread([model["val_accuracy"] for model in models], 2),
-                    percent(sum(model["sparsity"] for model in models) / len(models)),
-                    mean_and_spread([model["inference_flops"] for model in models]),
-                    mean_and_spread(training),
-                ]
-            )
-    return header, rows
-
-
-def comparison_markdown(reports: Sequence[dict[str, Any]]) -> str:
-    return markdown_table(*comparison(reports), left=2)

@@ -20,7 +20,7 @@ from .documents import check, parse
 from .errors import UserError
 from .presets import RunConfig
 
-FORMAT = 2
+FORMAT = 3
 CONFIG_SHAPE = {name: get_origin(kind) or kind for name, kind in get_type_hints(RunConfig).items()}
 Kind = Literal["dense", "sparse"]
 

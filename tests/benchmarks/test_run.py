@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from acdc_kernels import topk_mask
-from acdc_kernels.benchmarks import cases, memory, topk, update
+from acdc_kernels.benchmarks import cases, linear, linear_peers, memory, never_slower, topk, topology, train, update
 from acdc_kernels.benchmarks.harness import ROW_KEYS, Budget
 from acdc_kernels.benchmarks.machine import machine
 from acdc_kernels.benchmarks.run import main, run
+from acdc_kernels.nn.sparse_linear import LinearProduct
 from acdc_kernels.train.machine import cores
 
 TYPES = {
@@ -21,12 +22,18 @@ TYPES = {
     "ours_ms": float, "peer": str, "peer_ms": float, "speedup": float,
 }  # fmt: skip
 TINY = cases.Case(cases.TINY, 0.9)
+FORWARD = linear.Products(48, 40, 16, training=False, sparsities=(0.9,))
+TRAINING = linear.Products(48, 40, 16, training=True, sparsities=(0.9,))
+GRID = never_slower.Grid(48, 40, 16, sparsities=(0.5, 0.9))
+PERCEPTRON = train.Case((12, 32, 32, 4), batch=8, sparsity=0.9, flips=1)
 
 
 @pytest.fixture(autouse=True)
 def _tiny_cases(monkeypatch):
     monkeypatch.setattr(topk, "QUICK", (TINY, cases.Case(cases.TINY, 0.9, "layer")))
     monkeypatch.setattr(update, "QUICK", (TINY, cases.Case(cases.TINY, 0.0)))
+    monkeypatch.setattr(linear, "QUICK", (FORWARD, TRAINING, topology.Build(count=2, width=40), GRID))
+    monkeypatch.setattr(train, "QUICK", (PERCEPTRON,))
     monkeypatch.setattr(
         "acdc_kernels.benchmarks.harness.QUICK", Budget(clean=1, rounds=2, seconds=1.0, fewest_rounds=1)
     )
@@ -52,8 +59,27 @@ PEERS = {
     ],
 }  # fmt: skip
 
+SPARSE = [linear_peers.CSR, *([linear_peers.SPARSEPROP] if linear_peers.sparseprop_layer()[0] else [])]
+FP16 = [] if LinearProduct.missing(fp16=True) else [linear.FP16]  # forward alone
+for case in (FORWARD, TRAINING):
+    PEERS["linear", case.name, 0.9] = [
+        *(linear.DENSE, linear.BF16, linear.DENSE_AGAIN, *SPARSE, *FP16[case.training :]),  # unstructured
+        *(linear.DENSE, linear.BF16, linear.DENSE_AGAIN, *FP16[case.training :]),  # block:4x1
+    ]
+for sparsity in GRID.sparsities:
+    PEERS["linear", "planned layer 40->48, 16 samples", sparsity] = [never_slower.DENSE, never_slower.AGAIN]
+for part, peers in {
+    "compress": ["torch to_sparse_csr", "torch nonzero of the mask"],
+    "gather": ["torch masked_select"],
+    "scatter": ["torch masked_scatter"],
+}.items():
+    PEERS["linear", f"{part}, 0.0M weights", 0.9] = 2 * peers
+PEERS["train", f"{PERCEPTRON.name}, step", 0.9] = [train.DENSE, train.TORCH, train.TORCH_BF16, train.OURS_AGAIN]
+for flip in ("flip to compressed", "flip to dense", "planning"):
+    PEERS["train", f"{PERCEPTRON.name}, {flip}", 0.9] = [train.DENSE]
 
-@pytest.mark.parametrize("op", ["topk", "update"])
+
+@pytest.mark.parametrize("op", ["topk", "update", "linear", "train"])
 def test_quick_run_writes_the_rows_of_the_design(op, tmp_path, capsys):
     file = tmp_path / "out.json"
     threads = torch.get_num_threads()
@@ -78,7 +104,7 @@ def test_quick_run_writes_the_rows_of_the_design(op, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("sorting",), "op must be one of topk, update, got 'sorting'"),
+        (("sorting",), "op must be one of topk, update, linear, train, got 'sorting'"),
         (("topk", "tpu"), "device must be cpu or cuda, got 'tpu'"),
         (("topk", "cpu", [0]), r"threads must be in \[1, \d+\]"),
         (("topk", "cpu", [1, 10**6]), r"threads must be in \[1, \d+\].* got 1000000"),
@@ -169,6 +195,57 @@ def test_an_update_that_differs_from_torch_is_not_timed(optimizer, monkeypatch):
     monkeypatch.setattr(torchs, "masks", {}, raising=False)
     with pytest.raises(RuntimeError, match=f"differs from torch's {optimizer}"):
         update.check(dense, dense.model.weights(), optimizer)
+
+
+@pytest.mark.parametrize("case", [FORWARD, TRAINING], ids=lambda case: case.what)
+def test_a_wrong_product_is_not_timed(case, monkeypatch):
+    def check(what, got, want):
+        linear_check(what, got + 0.5, want)
+
+    linear_check = linear.check
+    monkeypatch.setattr(linear, "check", check)
+    with pytest.raises(RuntimeError, match="must be the dense product with the kept weights"):
+        next(case.measure([1], Budget(), "reference"))
+
+
+def point(ours_ms, again_ms, sparsity, dense_ms=10.0, threads=1):
+    shared = {"case": "planned layer 8->8", "threads": threads, "sparsity": sparsity, "ours_ms": ours_ms}
+    shared["plan"] = {"forward": "sparse", "weight gradient": "dense"}
+    peers = ((never_slower.DENSE, dense_ms), (never_slower.AGAIN, again_ms))
+    return [{**shared, "peer": peer, "peer_ms": ms} for peer, ms in peers]
+
+
+def test_the_verdict_counts_points_above_what_noise_explains():
+    assert never_slower.verdict([]) == []
+    rows = [
+        *(row for i in range(40) for row in point(9.0, 10.1, sparsity=i / 100)),
+        *point(10.35, 10.1, sparsity=0.9),
+        *point(10.5, 10.1, sparsity=0.95),
+        *point(2.0, 1.0, sparsity=0.99, dense_ms=0.2),  # too short to count
+    ]
+    head, count, *worst = never_slower.verdict(rows)
+    assert head.startswith("never slower: 42 points of at least 0.3 ms, worst 1.050x dense; two dense layers differ by")
+    assert head.endswith("up to 1.0% (95th percentile 1.0%)")
+    assert count == "  1 points above 1.03 and that percentile"
+    assert worst == ["  1.050x dense: planned layer 8->8, 95%, threads: 1; forward sparse, weight gradient dense"]
+
+
+def test_the_grid_has_the_points_that_it_must_have():
+    points = {(g.rows, g.cols, g.samples, s) for g in never_slower.GRID for s in g.sparsities}
+    assert len(points) >= 60
+    assert min(s for *_, s in points) == 0
+    assert max(s for *_, s in points) == 0.99
+
+
+def test_summaries_name_what_they_are_over():
+    row = {"peer": linear.DENSE, "what": "forward", "pattern": "unstructured", "samples": 128, "threads": 1}
+    _, line, *_ = linear.summary([{**row, "sparsity": 0.9, "speedup": s} for s in (2.0, 8.0)]).splitlines()
+    assert line.split(", ")[:4] == ["  forward", "unstructured", "N <= 512", "1 thread"]
+    assert line.split()[-4:] == ["90%", "2.00x", "4.00x", "8.00x"]
+    row = {"peer": train.DENSE, "case": f"{train.CASES[0].name}, step", "sparsity": 0.9, "threads": 2}
+    _, line = train.summary([{**row, "step_ratio": 0.4}]).splitlines()
+    assert line.startswith("  mlp 784-2048-2048-2048-10, batch 128, step, 90%, 2 threads")
+    assert line.endswith("0.400  (target <= 0.45)")
 
 
 @pytest.mark.skipif(bool(memory.why_not()), reason=memory.why_not())

@@ -104,9 +104,9 @@ def all_kept(*shape):
 
 EDITS = {
     # what is changed in a state of update 4 (compressed): to what (None: taken away), what the error says
-    "version": (["version"], 1, "state must be of version 2, got 1"),
-    "version of another kind": (["version"], torch.ones(2), "state must be of version 2, got tensor"),
-    "no version": (["version"], None, "state must be of version 2, got None"),
+    "version": (["version"], 1, "state must be of version 3, got 1"),
+    "version of another kind": (["version"], torch.ones(2), "state must be of version 3, got tensor"),
+    "no version": (["version"], None, "state must be of version 3, got None"),
     "no masks": (["masks"], None, "must hold the mappings .*; it lacks masks"),
     "masks of another kind": (["masks"], [1, 2], "it lacks masks"),
     "schedule": (["schedule", "warmup"], 2, "schedule's warmup is 1 here and 2 in the state"),
@@ -169,7 +169,7 @@ def test_every_difference_is_named(run):
 
 @pytest.mark.parametrize("state", [None, [], 3, {}])
 def test_not_a_state(state, run):
-    with pytest.raises(ValueError, match="state must be of version 2, got None"):
+    with pytest.raises(ValueError, match="state must be of version 3, got None"):
         run().sparsifier.load_state_dict(state)
 
 

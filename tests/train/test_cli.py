@@ -21,11 +21,12 @@ HELP = {
         *("--preset", "--data", "--data-dir", "--download", "--out", "--epochs", "--batch-size", "--lr", "--seed"),
         *("--sparsity", "--scope", "--schedule", "--threads", "--resume", "Examples:"),
         *("--optimizer", "--pattern", "--precision", "--model", "--model-args", "--data-args", "--no-augment"),
+        *("--kernels", "auto|model|dense|sparse|fp16"),
         *("unstructured;", "n:m", "2:4-transposable", "block:RxC", "--pattern 2:4 "),
         *DATASETS,
         *("demo ", "fashion-mnist-mlp", "prune-once", "prune-late"),
     ],
-    "bench": ["topk|update", "--device", "--threads", "--quick", "--json", "Examples:"],
+    "bench": ["topk|update|linear|train", "--device", "--threads", "--quick", "--json", "Examples:"],
     "report": ["RUN_OR_JSON", "--markdown", "--plot", "Examples:"],
 }
 
@@ -45,7 +46,10 @@ def test_help(command):
 
 def test_info_tells_build_machine_and_kernels():
     text = run("info").output
-    for part in ("Built", "This machine", "processor", "torch", "Kernels", "topk_mask", "masked_sgd_", "pack_mask"):
+    for part in (
+        *("Built", "This machine", "Sparse products", "AVX512-FP16", "processor", "torch", "Kernels"),
+        *("topk_mask", "masked_sgd_", "pack_mask"),
+    ):
         assert part in text
     on_cpu = {name: cpu for name, cpu, _ in kernel_rows()}
     assert {"topk_mask", "masked_sgd_", "pack_mask", "unpack_mask"} <= on_cpu.keys()

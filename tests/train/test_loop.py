@@ -244,6 +244,7 @@ def test_the_clock_knows_every_step(finished):
         "dense": 3 * STEPS,
         "compressed": 2 * STEPS,
         "flip": 3,
+        "planning": 2,
         "evaluation": 5,
     }
     assert clock.Clock({"dense": [0.1, 0.2, 0.6], "flip": []}).summary() == {

@@ -17,13 +17,13 @@ BYTES = 4 * (WEIGHTS + 4096 + 4096 + 10)
 SLACK = 1 << 20  # code that only one of the two runs loads
 
 
-def measured(schedule: str, saving: bool, folder: Path) -> dict[str, int]:
+def measured(schedule: str, saving: bool, folder: Path, kernels: str = "dense") -> dict[str, int]:
     script = Path(__file__).with_name("peak_of_a_run.py")
     # One arena, and freed tensors go back to the system: what malloc keeps for later is not what is measured.
     malloc = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
     here = {"PYTHONPATH": str(Path(acdc_kernels.__file__).parents[1]), "TMPDIR": str(folder)}
     done = subprocess.run(
-        [sys.executable, str(script), schedule, "4096", str(saving)],
+        [sys.executable, str(script), schedule, "4096", str(saving), kernels],
         capture_output=True,
         text=True,
         check=False,

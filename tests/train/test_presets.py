@@ -52,7 +52,7 @@ def test_100_epochs_are_the_papers_resnet50_run():
 def test_every_preset_works_with_every_schedule(preset, schedule):
     config = make_config(preset, schedule=schedule, threads=2)
     assert config.build_schedule(10).total_steps == 10 * config.epochs
-    assert config.sparsity == (0.0 if schedule == "dense" else 0.9)
+    assert (config.sparsity, config.kernels) == ((0.0, "dense") if schedule == "dense" else (0.9, "auto"))
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,7 @@ def test_every_preset_works_with_every_schedule(preset, schedule):
         ({"optimizer": "lion"}, "optimizer: must be one of sgd, adamw, got 'lion'"),
         ({"optimizer": "adamw"}, "lr: must be given with optimizer 'adamw', as preset 'demo' has one for 'sgd' only"),
         ({"precision": "fp8"}, "precision: must be one of fp32, bf16, got 'fp8'"),
+        ({"kernels": "fast"}, "kernels: must be one of auto, model, dense, sparse, fp16, got 'fast'"),
         ({"pattern": "zigzag"}, "pattern must be .*'unstructured'.*, got 'zigzag'"),
         ({"seed": -1}, r"seed: must be in \[0, 2\*\*31\), got -1"),
         ({"threads": 0}, "threads: must be at least 1, got 0"),
@@ -133,6 +134,8 @@ def test_settings_of_the_papers_runs(name):
         ({"schedule": "dense", "seed": 3}, "demo-dense-s3"),
         ({"model": "mlp-64", "sparsity": 0.95}, "demo-mlp-64-acdc-0.95-s0"),
         ({"model": "my.models:tiny", "precision": "bf16"}, "demo-my.models-tiny-bf16-acdc-0.9-s0"),
+        ({"kernels": "dense"}, "demo-dense-kernels-acdc-0.9-s0"),
+        ({"kernels": "sparse", "schedule": "dense"}, "demo-dense-s0"),
         ({"dataset": "fashion-mnist", "optimizer": "adamw", "lr": 1e-3}, "demo-fashion-mnist-adamw-acdc-0.9-s0"),
     ],
 )

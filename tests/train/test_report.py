@@ -11,8 +11,10 @@ import pytest
 
 from acdc_kernels.train import tables
 from acdc_kernels.train.command import show_reports
+from acdc_kernels.train.comparison import comparison, costs
 from acdc_kernels.train.errors import UserError
-from acdc_kernels.train.report import comparison, read_report, summary
+from acdc_kernels.train.report import read_report, summary
+from acdc_kernels.train.saving import Saving, saving, training_seconds
 
 from .conftest import quiet
 
@@ -45,6 +47,13 @@ def test_the_report_of_an_acdc_run(finished):
     size = 4 * (weights + biases)
     assert held == {"model": size, "optimizer": size, "mask": weights // 8, "twin_on_disk": size}
     assert report["memory"]["peak_bytes"] > 3 * size
+    rows = report["plan"]
+    assert {row["layer"] for row in rows} == {"1", "3", "5"}
+    assert {row["product"] for row in rows} <= {"forward", "input gradient", "weight gradient"}
+    assert all(row["reason"] for row in rows)
+    step = {kind: report["time"][kind]["median_ms"] for kind in ("dense", "compressed")}
+    assert report["saving"]["step_ratio"] == pytest.approx(step["compressed"] / step["dense"])
+    assert report["saving"]["theoretical"] == pytest.approx(1 - report["flops"]["compressed_step"])
     assert report["command"] == "a test"
     assert {"acdc-kernels", "torch", "python"} <= report["versions"].keys()
     assert report["machine"]["cores"] >= 1
@@ -55,14 +64,62 @@ def test_the_report_of_a_dense_run_claims_nothing_sparse(finished):
     assert report["models"]["sparse"] is None
     assert report["flops"]["training"] == pytest.approx(1, abs=1e-3)
     assert report["flops"]["compressed_step"] is None
+    assert "saving" not in report
+    assert report["plan"] == []
     text = summary(report)
     assert "sparse model" not in text
     assert "twin" not in text
     assert "dense model" in text
 
 
-def test_the_summary_shows_the_pair_and_says_that_time_is_not_saved_yet(finished):
-    text = summary(read_report(finished()))
+def row(layer, product, kernel, reason="measured", **times):
+    return {
+        "layer": layer, "product": product, "kernel": kernel, "reason": reason, "times": times, "samples": 128,
+        "shape": [1024, 64], "sparsity": 0.9,
+    }  # fmt: skip
+
+
+PLAN = [
+    row("1", "forward", "sparse", sparse=0.25, dense=1.0),
+    row("1", "input gradient", "dense", "x needs no gradient"),
+    row("1", "weight gradient", "sparse", sparse=0.5, dense=2.25),
+    row("5", "forward", "dense", "0.25 ms sparse, 0.2 dense", sparse=0.25, dense=0.2),
+    row("5", "input gradient", "dense", "0.31 ms sparse, 0.3 dense", sparse=0.31, dense=0.3),
+]
+
+
+def test_the_plan_is_shown_layer_by_layer_with_the_reasons_for_dense(finished):
+    text = summary(read_report(finished()) | {"plan": PLAN})
+    assert [re.split("  +", line) for line in text.splitlines() if re.match(r"layer|1 |5 ", line)] == [
+        ["layer", "shape", "sparsity", "forward", "input gradient", "weight gradient"],
+        ["1", "1024x64", "90.0%", "sparse 0.25 ms (dense 1)", "dense", "sparse 0.5 ms (dense 2.25)"],
+        ["5", "1024x64", "90.0%", "dense 0.2 ms", "dense 0.3 ms", "-"],
+    ]
+    assert (
+        "2 of 5 products are sparse, dense are\n  1 input gradient: x needs no gradient\n"
+        "  5 forward and 1 more: 0.25 ms sparse, 0.2 dense\n"
+    ) in text
+    assert "Every product of this run was dense" not in text
+    many = [row(f"layer {i}", "forward", "sparse") for i in range(20)]
+    assert "and 8 more layers: see plan in report.json\n20 of 20 products are sparse" in summary(
+        read_report(finished()) | {"plan": many}
+    )
+
+
+@pytest.mark.parametrize(("ratio", "flops", "want"), [(0.4, 0.1, (0.6, 0.9, 2 / 3)), (1.1, 1.0, (-0.1, 0.0, None))])
+def test_saving(finished, ratio, flops, want):
+    report = read_report(finished())
+    report["time"]["dense"]["median_ms"], report["time"]["compressed"]["median_ms"] = 10.0, 10 * ratio
+    report["flops"]["compressed_step"] = flops
+    found = saving(report)
+    assert (found.realized, found.theoretical, found.share) == pytest.approx(want)
+    assert f"a compressed step takes {ratio:.3f} of a dense one" in summary(report)
+    assert saving(read_report(finished("dense"))) is None
+    assert Saving(0.5, 0.8).share == pytest.approx(0.625)
+
+
+def test_the_summary_shows_the_pair_and_both_savings(finished):
+    text = summary(read_report(finished()) | {"plan": []})
     assert re.search(r"^dense twin +\d\d\.\d\d% +\d\d\.\d\d% ", text, re.M)
     assert re.search(r"^sparse model +\d\d\.\d\d% +\d\d\.\d\d% +90\.0% +10\.\d% ", text, re.M)
     assert re.search(r"^training FLOPs +6\d\.\d% of dense training; a compressed step 10\.\d%$", text, re.M)
@@ -74,28 +131,37 @@ def test_the_summary_shows_the_pair_and_says_that_time_is_not_saved_yet(finished
         text,
         re.M,
     )
-    assert "still computes dense products" in text
+    assert re.search(
+        r"^saving +a compressed step takes [\d.]+ of a dense one: -?[\d.]+% saved on the clock, 89\.\d% in FLOPs; "
+        r"realized / theoretical -?[\d.]+$",
+        text,
+        re.M,
+    )
+    assert re.search(r", [\d.]+ s planning \([\d.]+% of the compressed steps\), ", text)
+    assert "Every product of this run was dense" in text
 
 
 def test_reports_of_before_these_settings_are_still_compared(finished):
-    """Those in benchmarks/results: no memory, no optimizer, pattern or precision."""
+    """Those in benchmarks/results: no memory, plan or planning, no optimizer, pattern or precision."""
     new, old = read_report(finished()), read_report(finished(seed=1))
-    del old["memory"]
-    for setting in ("optimizer", "pattern", "precision", "augment", "model_args", "data_args"):
+    new["config"]["kernels"] = "dense"
+    del old["memory"], old["plan"], old["time"]["planning"], old["saving"]
+    for setting in ("optimizer", "pattern", "precision", "augment", "model_args", "data_args", "kernels"):
         del old["config"][setting]
-    assert "memory" not in summary(old)
+    assert not {"memory", "planning"} & set(summary(old).split())
+    assert "Every product of this run was dense" in summary(old)
     assert [row[3] for row in comparison([new, old])[1]] == ["2", "2"]
 
 
 def test_another_pattern_has_its_name(finished):
     report = read_report(finished())
     report["config"] |= {"pattern": "2:4", "sparsity": 0.5}
-    assert [row[0] for row in comparison([report])[1]] == ["demo acdc 2:4 50%"] * 2
+    assert [row[0] for row in comparison([report])[1]] == ["demo acdc 2:4 50% model kernels"] * 2
 
 
 @pytest.mark.parametrize("schedule", ["acdc", "dense"])
 def test_the_curves_are_drawn(finished, schedule):
-    assert png_size(finished(schedule) / "curves.png") == (1200, 780)
+    assert png_size(finished(schedule) / "curves.png") == (1200, 960)
 
 
 def test_seeds_are_averaged(finished):
@@ -107,11 +173,51 @@ def test_seeds_are_averaged(finished):
     header, rows = comparison(reports)
     column = {name: [row[header.index(name)] for row in rows] for name in ("run", "model", "seeds", "test accuracy")}
     assert column == {
-        "run": ["demo acdc 90%", "demo acdc 90%", "demo dense"],
+        "run": ["demo acdc 90% model kernels", "demo acdc 90% model kernels", "demo dense"],
         "model": ["sparse", "dense twin", "dense"],
         "seeds": ["2", "2", "1"],
         "test accuracy": ["81.00 ± 1.41%", "91.00 ± 1.41%", "95.00%"],
     }
+
+
+def test_costs_set_acdc_beside_its_dense_run(finished):
+    reports = [read_report(finished("acdc", seed)) for seed in (0, 1)] + [read_report(finished("dense"))]
+    for report, dense, compressed, seconds in zip(
+        reports, (10.0, 12.0, 11.0), (4.0, 6.0, None), (30.0, 50.0, 50.0), strict=True
+    ):
+        time = report["time"]
+        time["dense"] |= {"median_ms": dense, "seconds": seconds - 5}
+        time["compressed"] |= {"median_ms": compressed, "seconds": 4.0}
+        time["flip"]["seconds"], time["planning"]["seconds"], time["evaluation"]["seconds"] = 0.9, 0.1, 100.0
+        assert training_seconds(report) == pytest.approx(seconds)
+        if compressed:
+            report["flops"]["compressed_step"] = 0.1
+    header, rows = costs(reports)
+    acdc, alone = (dict(zip(header, row, strict=True)) for row in rows)
+    assert {name: acdc[name] for name in header if name not in ("test accuracy", "training FLOPs")} == {
+        "run": "demo acdc 90% model kernels",
+        "seeds": "2",
+        "training time": "40.0 s",
+        "of dense": "60.0%",  # seed 0 alone has a dense run
+        "planning": "2.5 ± 0.0%",
+        "dense step": "11.0 ms",
+        "step ratio": "0.450",
+        "saved on the clock": "55.0 ± 7.1%",
+        "saved in FLOPs": "90.0 ± 0.0%",
+        "realized / theoretical": "0.61",
+    }
+    assert [alone[name] for name in ("run", "training time", "of dense", "step ratio", "saved on the clock")] == [
+        "demo dense", "50.0 s", "-", "-", "-",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [{"threads": 2}, {"lr": 0.5}, {"seed": 3}])
+def test_a_dense_run_of_other_settings_is_no_yardstick(finished, change):
+    acdc, dense = read_report(finished()), read_report(finished("dense"))
+    column = costs([acdc, dense])[0].index("of dense")
+    assert costs([acdc, dense])[1][0][column] != "-"
+    dense["config"] |= change
+    assert costs([acdc, dense])[1][0][column] == "-"
 
 
 def test_runs_of_other_settings_are_not_averaged(finished):
@@ -133,11 +239,17 @@ def test_several_runs_as_markdown_and_plot(finished, tmp_path):
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert lines[0].startswith("| run | model | epochs | seeds | test accuracy |")
     assert lines[1].startswith("| --- | --- | ---: |")
-    assert [line.split(" | ")[:2] for line in lines[2:]] == [
-        ["| demo acdc 90%", "sparse"],
-        ["| demo acdc 90%", "dense twin"],
-        ["| demo prune-once 90%", "sparse"],
+    assert [line.split(" | ")[:2] for line in lines[2:6]] == [
+        ["| demo acdc 90% model kernels", "sparse"],
+        ["| demo acdc 90% model kernels", "dense twin"],
+        ["| demo prune-once 90% model kernels", "sparse"],
         ["| demo dense", "dense"],
+    ]
+    assert lines[7].startswith("| run | seeds | test accuracy | training FLOPs | training time | of dense |")
+    assert [line.split(" | ")[:2] for line in lines[9:]] == [
+        ["| demo acdc 90% model kernels", "2"],
+        ["| demo prune-once 90% model kernels", "1"],
+        ["| demo dense", "1"],
     ]
     assert said[0].splitlines()[0].split()[:2] == ["run", "model"]
     assert png_size(tmp_path / "curves.png")[0] == 1200
@@ -202,6 +314,7 @@ SPOILT = [
     (("time", "dense", "seconds"), float("nan"), "report.time.dense.seconds: must be a number, got 'nan'"),
     (("time", "flip"), None, "report.time.flip: must be an object"),
     (("memory",), {"peak_bytes": 3}, "report.memory: missing model_bytes"),
+    (("plan",), [{"layer": "1"}], r"report.plan\[0\]: missing product, kernel"),
     (("history",), [], "report.history: must have a row for each of 5 epochs, got 0"),
     (("history", 2), {}, r"report.history\[2\]: missing epoch, phase"),
 ]

@@ -52,6 +52,7 @@ def test_a_finished_run_has_every_file(finished):
     ("changes", "message"),
     [
         ({"seed": 1}, r"holds another run \(seed 0 there, 1 now\); choose another --out"),
+        ({"kernels": "dense"}, r"holds another run \(kernels 'model' there, 'dense' now\)"),
         ({"lr": 0.5}, r"holds another run \(lr [\d.]+ there, 0.5 now\)"),
         (
             {"schedule": "dense"},
@@ -149,9 +150,9 @@ def test_a_broken_checkpoint(copy, damage, message):
         ("", ""),
         ("[]", ""),
         ("{}", ""),
-        ('{"format": 2, "epochs": 3}', "missing"),
-        ('{"format": 1, "preset": "demo"}', r"it is of format 1, this version of acdc-kernels \(.+\) has 2"),
-        ('{"format": 99}', r"it is of format 99, this version of acdc-kernels \(.+\) has 2"),
+        ('{"format": 3, "epochs": 3}', "missing"),
+        ('{"format": 2, "preset": "demo"}', r"it is of format 2, this version of acdc-kernels \(.+\) has 3"),
+        ('{"format": 99}', r"it is of format 99, this version of acdc-kernels \(.+\) has 3"),
         ("null", "config: must be an object, got 'None'"),
         ('{"format": [2]}', "config.format: must be a whole number"),
         ("[" * 100_000, "nested too deeply"),

@@ -38,7 +38,8 @@ def _check_blocks(bits: Tensor, rows: int, cols: int) -> None:
         )
 
 
-def _count(bits: Tensor) -> int:
+def count_bits(bits: Tensor) -> int:
+    """How many weights a mask keeps."""
     ones = torch.tensor([byte.bit_count() for byte in range(256)], device=bits.device)
     return int((torch.bincount(bits, minlength=256) * ones).sum())
 
@@ -73,7 +74,7 @@ def build_topology(bits: Tensor, rows: int, cols: int, pattern: str = "unstructu
         raise ValueError("build_topology: bits must hold a mask, got a tensor on meta")
     if FORMATS[pattern] == BLOCKS_4X1:
         _check_blocks(bits, rows, cols)
-    kept = _count(bits)
+    kept = count_bits(bits)
     if kept > LARGEST_KEPT:
         raise ValueError(f"build_topology: bits must keep at most {LARGEST_KEPT} weights, got {kept}")
     meta = choose_meta(rows, cols, kept)

@@ -1,0 +1,388 @@
+"""The Sparsifier's products: what stands in the places of its layers, from observing them to the plan of a phase."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from .nn import product_type
+from .nn.product import DENSE, FORWARD, FP16, PRODUCTS, SPARSE, Observation, Product, Trial
+from .ops.distributed import from_first, is_sharded, local_part
+from .ops.values import count_bits
+from .plan import BUDGET, Choice, Planner, PlanRow
+from .policy.schedules import Phase, Schedule
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from .optim.masks import Masks
+
+__all__ = ["KERNELS", "Products"]
+
+KERNELS = ("auto", "model", "dense", "sparse", "fp16")
+
+
+class Products:
+    """Observes layers, plans each compressed phase, and starts and stops what runs in them.
+
+    layers: name -> (wrapped layer, its weight). schedule, pattern, kernels and group are the Sparsifier's. Raises
+    ValueError if ``kernels`` names what no layer here can have.
+
+    Attributes:
+        seconds: spent on planning so far, without the building of indexes.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, tuple[nn.Module, Parameter]],
+        masks: Masks,
+        schedule: Schedule,
+        pattern: str,
+        kernels: str,
+        group: ProcessGroup | None,
+    ) -> None:
+        self._layers, self._masks, self._schedule = dict(layers), masks, schedule
+        self._pattern, self._kernels, self._group = pattern, kernels, group
+        self._products: dict[str, Product] = {}
+        self._refusals: dict[str, str] = {}
+        for name, (layer, weight) in self._layers.items():
+            made = self._make(layer, weight)
+            if isinstance(made, Product):
+                self._products[name] = made
+            else:
+                self._refusals[name] = made
+        if kernels in ("sparse", "fp16") and not self._products:
+            why = "; ".join(f"{name}: {why}" for name, why in self._refusals.items()) or "no Linear layer competes"
+            raise ValueError(f"Sparsifier: kernels must be 'auto', 'model' or 'dense' here, got {kernels!r}: {why}")
+        self.seconds = 0.0
+        self._rows: list[PlanRow] = []
+        self._observed: dict[str, Observation] = {}
+        self._pending = False  # a compressed phase has begun, and no layer was seen in training yet
+        self._running: dict[str, Product] = {}
+        self._once_sparse: set[str] = set()
+        self._topologies = _Topologies(pattern)
+        self._dense_steps: deque[float] = deque(maxlen=32)
+        self._last_step: float | None = None
+        masks.listen(self._masks_changed)
+        places = [(self._layers[name][0], product) for name, product in self._products.items()]
+        weakref.finalize(self, _empty, places).atexit = False
+        self._observe()
+
+    @property
+    def rows(self) -> list[PlanRow]:
+        """The plan of the latest compressed phase."""
+        return [] if self._pending else list(self._rows)
+
+    def begin(self, phase: Phase, step: int) -> None:
+        """Called where ``phase`` has begun and its masks are set; ``step`` is the first of it that is to come."""
+        self._last_step = None
+        if phase.kind == "compressed":
+            self._pending = True
+            self._plan(phase, step)
+
+    def end(self) -> None:
+        """Called before the masks of a compressed phase go: from here on the layers are dense."""
+        for product in self._running.values():
+            product.stop()
+        self._running.clear()
+        self._pending = False
+        for name in self._products:
+            self._place(name, None)
+
+    def step(self, phase: Phase, step: int) -> None:
+        """Called after an update that ends no phase; ``step`` is the next one."""
+        for product in self._running.values():
+            product.weight_is_masked()
+        self._take_observations()
+        if phase.kind == "dense":
+            now = time.perf_counter()
+            if self._last_step is not None:
+                self._dense_steps.append(now - self._last_step)
+            self._last_step = now
+            if step == phase.last_step and self._schedule.at(step + 1).kind == "compressed":
+                self._observe()  # batches may be of another size by now
+        elif self._pending:
+            self._plan(phase, step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "kernels": self._kernels,
+            "pending": self._pending,
+            "rows": [row.to_dict() for row in self._rows],
+            "observed": {name: asdict(seen) for name, seen in self._observed.items()},
+            "seconds": self.seconds,
+        }
+
+    def differences(self, state: object) -> list[str]:
+        """A line for each thing that keeps ``state`` from being a plan for the layers here."""
+        return _differences(state, self._layers)
+
+    def load_state_dict(self, state: Mapping[str, Any], phase: Phase, step: int) -> None:
+        """Goes on with the plan of ``state``, which ``differences`` has nothing against; the masks of ``phase`` are set.
+
+        Made under another setting of ``kernels`` it is made anew: at once where nothing is to be timed, else after the
+        next update.
+        """
+        self.end()
+        self._last_step = None
+        self.seconds = state["seconds"]
+        self._rows = [PlanRow.from_dict(row) for row in state["rows"]]
+        self._observed = {name: Observation(**seen) for name, seen in state["observed"].items()}
+        for product in self._products.values():
+            product.observing = False
+        same = state["kernels"] == self._kernels
+        if phase.kind == "compressed":
+            self._pending = state["pending"] if same else True
+            if self._pending and self._kernels in ("dense", "sparse"):
+                self._plan(phase, step)
+            elif not self._pending:
+                self._start()
+        if not self._products.keys() <= self._observed.keys() and (phase.kind == "dense" or self._pending):
+            self._observe()
+
+    def _make(self, layer: nn.Module, weight: Parameter) -> Product | str:
+        """The layer's product, or why it can't have one."""
+        if self._kernels == "dense":
+            return "kernels='dense'"
+        if is_sharded(weight):
+            return "the weight is sharded"
+        kind = product_type(layer)
+        if kind is None:
+            return f"no sparse kernels for {type(layer)._own.__name__}"
+        why = kind.refusal(layer, weight, self._pattern)
+        if why is None:
+            why = self._missing(kind, self._kernels == "fp16")
+        return kind(weight) if why is None else why
+
+    def _missing(self, kind: type[Product], fp16: bool) -> str | None:
+        """Why compiled kernels are missing; an explicit request runs on the reference, which warns."""
+        return None if self._kernels == "sparse" else kind.missing(fp16)
+
+    def _place(self, name: str, product: Product | None) -> None:
+        _fill(self._layers[name][0], product)
+
+    def _observe(self) -> None:
+        for name, product in self._products.items() if self._kernels != "sparse" else ():
+            product.start_observing()
+            self._place(name, product)
+
+    def _take_observations(self) -> None:
+        for name, product in self._products.items():
+            if product.observing and (seen := product.observed()) is not None:
+                self._observed[name] = seen
+                product.observing = False
+                self._place(name, None)
+
+    def _plan(self, phase: Phase, step: int) -> None:
+        """Makes the plan and starts it; it stays pending while no layer was seen in training."""
+        if self._group is None or self._kernels in ("dense", "sparse"):
+            rows = self._make_plan(phase, step)
+        else:
+            rows, text = None, ""
+            if torch.distributed.get_rank(self._group) == 0 and (rows := self._make_plan(phase, step)) is not None:
+                text = json.dumps([row.to_dict() for row in rows])
+            device = next((weight.device for _, weight in self._layers.values()), torch.device("cpu"))
+            text = from_first(text, self._group, device)
+            rows = [PlanRow.from_dict(row) for row in json.loads(text)] if text else None
+        if rows is not None:
+            self._rows, self._pending = rows, False
+            self._start()
+
+    def _make_plan(self, phase: Phase, step: int) -> list[PlanRow] | None:
+        """None if no layer was seen in training yet, and one may still be."""
+        if self._kernels == "sparse":
+            return self._table({name: dict.fromkeys(PRODUCTS, Choice(SPARSE, "as asked")) for name in self._products})
+        if not self._products:
+            return self._table({})
+        if not self._observed:
+            return None
+        start, built = time.perf_counter(), self._topologies.seconds
+        trials: dict[str, Trial] = {}
+        for name, product in self._products.items():
+            seen = self._observed.get(name)
+            if seen is not None and not seen.obstacle:
+                bits = self._masks[product.weight]
+                build = self._topologies.builder(product, bits)
+                trials[name] = product.trial(self._layers[name][0], self._pattern, bits, seen, build, self._fp16)
+        planner = Planner(self._kernels != "model" and not torch.are_deterministic_algorithms_enabled())
+        dense = median(self._dense_steps) if self._dense_steps else sum(map(planner.dense_step, trials.values()))
+        with torch.autocast("cpu", enabled=False), torch.enable_grad():
+            choices = planner.plan(trials, self._chosen(), BUDGET * (phase.last_step + 1 - step) * dense)
+        self.seconds += time.perf_counter() - start - (self._topologies.seconds - built)
+        return self._table(choices)
+
+    @property
+    def _fp16(self) -> bool:
+        return self._kernels == "fp16"
+
+    def _chosen(self) -> dict[str, dict[str, str]]:
+        """Layer -> product -> kernel, of the latest plan."""
+        chosen: dict[str, dict[str, str]] = {}
+        for row in self._rows:
+            chosen.setdefault(row.layer, {})[row.product] = row.kernel
+        return chosen
+
+    def _table(self, choices: Mapping[str, Mapping[str, Choice]]) -> list[PlanRow]:
+        rows = []
+        for name, (_, weight) in self._layers.items():
+            seen, numel = self._observed.get(name), local_part(weight).numel()
+            sparsity = 1 - count_bits(self._masks[weight]) / numel if numel else 0.0
+            about = (seen.samples if seen else 0, tuple(weight.shape), sparsity)
+            for product in PRODUCTS:
+                choice = choices.get(name, {}).get(product) or Choice(DENSE, self._why_dense(name, seen, choices))
+                times = {kernel: 1e3 * t for kernel, t in choice.times.items()}
+                rows.append(PlanRow(name, product, choice.kernel, choice.reason, times, *about))
+        return rows
+
+    def _why_dense(self, name: str, seen: Observation | None, choices: Mapping[str, object]) -> str:
+        """Of a product that was not to be chosen for."""
+        if name in self._refusals:
+            return self._refusals[name]
+        if name in choices:
+            return "the input needs no gradient"
+        return "no training forward was seen" if seen is None else seen.obstacle
+
+    def _start(self) -> None:
+        """Starts what the rows say; what can't run here stays dense, and its rows say so."""
+        for name, kernels in self._chosen().items():
+            product, sparse = self._products.get(name), set(kernels.values()) != {DENSE}
+            if product is not None:
+                product.observing = False
+                self._place_dense(name, product)
+            if not sparse:
+                continue
+            if product is None:
+                self._make_dense(name, self._refusals[name])
+            elif (why := self._missing(type(product), kernels[FORWARD] == FP16)) is not None:
+                self._make_dense(name, why)
+            else:
+                self._run(name, product, kernels)
+        self._topologies.clear()
+
+    def _run(self, name: str, product: Product, kernels: Mapping[str, str]) -> None:
+        bits, seen = self._masks[product.weight], self._observed.get(name)
+        build = self._topologies.builder(product, bits)
+        samples, favours = 0, None
+        if seen is not None and self._kernels != "sparse":
+            samples, favours = seen.samples, _Favours(product, self._layers[name][0], self._pattern, bits, seen, kernels)
+        product.start(build(), kernels, samples, favours)
+        self._running[name] = product
+        self._once_sparse.add(name)
+        self._place(name, product)
+
+    def _make_dense(self, name: str, why: str) -> None:
+        self._rows = [replace(row, kernel=DENSE, reason=why) if row.layer == name else row for row in self._rows]
+
+    def _place_dense(self, name: str, product: Product) -> None:
+        """In a compressed phase. Where a compiled model has a graph with the product in it, the product computes it:
+        from phase to phase fewer and fewer sets of layers are new to the compiler, of which it takes only a few."""
+        self._place(name, product if product.compiled and name in self._once_sparse else None)
+
+    def _masks_changed(self) -> None:
+        """Layers that run by a mask which was replaced or deleted go on dense."""
+        for name, product in tuple(self._running.items()):
+            bits, own = self._masks.get(product.weight), product.topology.bits
+            if bits is not own and (bits is None or not torch.equal(bits, own)):
+                self._running.pop(name).stop()
+                self._place_dense(name, product)
+                self._make_dense(name, f"its mask was {'deleted' if bits is None else 'replaced'} in this phase")
+
+
+class _Topologies:
+    """Builds each topology when it is asked for, once for a mask that layers share; ``seconds`` is what that took."""
+
+    def __init__(self, pattern: str) -> None:
+        self._pattern, self.seconds = pattern, 0.0
+        self._built: dict[tuple[type[Product], int], tuple[Tensor, Any]] = {}
+
+    def builder(self, product: Product, bits: Tensor) -> Callable[[], Any]:
+        key = type(product), id(bits)
+
+        def build() -> Any:
+            if key not in self._built:
+                start = time.perf_counter()
+                self._built[key] = bits, product.build(bits, self._pattern)
+                self.seconds += time.perf_counter() - start
+            return self._built[key][1]
+
+        return build
+
+    def clear(self) -> None:
+        self._built.clear()
+
+
+class _Favours:
+    """Whether the cost model expects a layer's kernels to be faster than dense for another number of samples."""
+
+    def __init__(self, product: Product, layer: nn.Module, pattern: str, bits: Tensor, seen: Observation, kernels: Any):
+        self._make = lambda samples: product.trial(
+            layer, pattern, bits, replace(seen, samples=samples), lambda: product.topology, FP16 in kernels.values()
+        )
+        self._kernels = kernels
+
+    def __call__(self, samples: int) -> bool:
+        return Planner(measure=False).favours(self._make(samples), self._kernels)
+
+
+def _fill(layer: nn.Module, product: Product | None) -> None:
+    """An empty place has no attribute at all: a compiled model would tell that from None, and compile again."""
+    if product is None:
+        layer.__dict__.pop("product", None)
+    else:
+        layer.product = product
+
+
+def _empty(places: list[tuple[nn.Module, Product]]) -> None:
+    """When nobody watches over the masks any more."""
+    for layer, product in places:
+        if layer.__dict__.get("product") is product:
+            _fill(layer, None)
+        product.stop()
+
+
+def _differences(plan: object, layers: Mapping[str, object]) -> list[str]:
+    """A line for each thing that keeps ``plan`` from being a plan for ``layers``."""
+    kinds = {"kernels": str, "pending": bool, "rows": list, "observed": Mapping, "seconds": float}
+    if not isinstance(plan, Mapping):
+        return [f"plan must be a mapping, got {plan!r}"]
+    wrong = [name for name, kind in kinds.items() if not isinstance(plan.get(name), kind)]
+    if wrong or plan.keys() - kinds.keys():
+        return [f"plan must hold {', '.join(kinds)}; not so: {', '.join(wrong) or sorted(plan.keys() - kinds.keys())}"]
+    lines = []
+    if not (math.isfinite(plan["seconds"]) and plan["seconds"] >= 0):
+        lines.append(f"plan's seconds must be at least 0, got {plan['seconds']}")
+    for i, row in enumerate(plan["rows"]):
+        try:
+            name = PlanRow.from_dict(row).layer
+        except (TypeError, ValueError) as error:
+            lines.append(f"plan's rows[{i}]: {error}")
+            continue
+        if name not in layers:
+            lines.append(f"plan has no layer {name!r} here")
+    if not lines and len({(row["layer"], row["product"]) for row in plan["rows"]}) != len(plan["rows"]):
+        lines.append("plan's rows must be one a layer and product")
+    if not lines and plan["rows"] and len(plan["rows"]) != len(PRODUCTS) * len(layers):
+        lines.append(f"plan's rows must be {len(PRODUCTS)} a layer, got {len(plan['rows'])} for {len(layers)} layers")
+    for name, seen in plan["observed"].items():
+        kinds = {"samples": int, "input_gradient": bool, "obstacle": str}
+        if (
+            name not in layers
+            or not isinstance(seen, Mapping)
+            or seen.keys() != kinds.keys()
+            or not all(type(seen[key]) is kind for key, kind in kinds.items())
+            or not seen["samples"] > 0
+        ):
+            lines.append(f"plan's observed[{name!r}] must be of a layer here and hold {', '.join(kinds)}, got {seen!r}")
+    return lines

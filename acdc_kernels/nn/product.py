@@ -1,0 +1,192 @@
+"""What every kind of product shares that can stand in a wrapped layer's place ``product``, and what the plan asks of it.
+
+A product *observes* (computes as the layer itself does, and notes what the plan must know), or it *runs* (in a
+compressed phase, by the kernels that the plan has chosen). In between the place is empty: the layer's own forward runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+__all__ = [
+    "DENSE",
+    "FORWARD",
+    "FP16",
+    "INPUT_GRADIENT",
+    "PRODUCTS",
+    "SPARSE",
+    "WEIGHT_GRADIENT",
+    "Observation",
+    "Product",
+    "Trial",
+    "Work",
+]
+
+FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = PRODUCTS = ("forward", "input gradient", "weight gradient")
+DENSE, SPARSE, FP16 = "dense", "sparse", "sparse fp16"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What training forwards were seen to do.
+
+    samples: of one call, the most frequent number. input_gradient: whether the input needs one. obstacle: why sparse
+    kernels can't take such inputs; empty: they can.
+    """
+
+    samples: int
+    input_gradient: bool
+    obstacle: str = ""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a kernel does for one product, for the cost model.
+
+    kind: the kind of arithmetic, a key of the model's rates. flops: of that kind. moved: bytes to and from memory.
+    """
+
+    kind: str
+    flops: float
+    moved: float
+
+
+class Trial(Protocol):
+    """One layer with its mask and its number of samples, as the plan sees it; nothing in it is of a kind of layer.
+
+    key: what times depend on, beside the machine. computed: the products that a step computes.
+    """
+
+    key: str
+    computed: tuple[str, ...]
+
+    def kernels(self, product: str) -> tuple[str, ...]:
+        """The kernels that could compute it, ``"dense"`` first."""
+
+    def work(self, product: str, kernel: str) -> Work: ...
+
+    def run(self, product: str, kernel: str, forward: str) -> Callable[[], object]:
+        """Computes the product once, beside a forward by kernel ``forward``."""
+
+    def step(self, chosen: Mapping[str, str]) -> Callable[[], object]:
+        """The layer's forward and backward as training runs them, through autograd."""
+
+
+class Product:
+    """The callable in ``layer.product``; a subclass brings what runs.
+
+    ``handle``, an int64 tensor without dimensions, tells an opaque op of a compiled model which product it is; it is no
+    int, which a graph would be compiled for, so that layers which are compiled one by one share their graph.
+    ``compiled`` says whether such an op has run. A copy of a layer, whose weights may leave the mask, gets no product:
+    copying one, or pickling it, gives None.
+    """
+
+    _handles: ClassVar[itertools.count[int]] = itertools.count()
+    _by_handle: ClassVar[weakref.WeakValueDictionary[int, Product]] = weakref.WeakValueDictionary()
+
+    def __init__(self, weight: Parameter) -> None:
+        self.weight = weight
+        number = next(self._handles)
+        self.handle = torch.tensor(number)
+        self._by_handle[number] = self
+        self.compiled = False
+        self.observing = True
+        self._samples: Counter[int] = Counter()
+        self._input_gradient = False
+        self._obstacle = ""
+
+    @classmethod
+    def of(cls, handle: Tensor) -> Product | None:
+        """The product with that handle, if it still exists."""
+        return cls._by_handle.get(int(handle))
+
+    @staticmethod
+    def refusal(layer: nn.Module, weight: Parameter, pattern: str) -> str | None:
+        """Why the layer can never have a sparse product with masks of ``pattern``; None if it can."""
+        raise NotImplementedError
+
+    @staticmethod
+    def missing(fp16: bool) -> str | None:
+        """Why compiled kernels (with ``fp16``: those of half precision) can't run on this machine; None if they can."""
+        raise NotImplementedError
+
+    def build(self, bits: Tensor, pattern: str) -> Any:
+        """The topology of a mask."""
+        raise NotImplementedError
+
+    def trial(
+        self,
+        layer: nn.Module,
+        pattern: str,
+        bits: Tensor,
+        seen: Observation,
+        topology: Callable[[], Any],
+        fp16: bool,
+    ) -> Trial:
+        """The layer for the plan; ``topology()`` is asked for when a kernel is to be run."""
+        raise NotImplementedError
+
+    def start(
+        self, topology: Any, chosen: Mapping[str, str], samples: int, favours: Callable[[int], bool] | None
+    ) -> None:
+        """Runs by ``chosen`` (product -> kernel) until ``stop``.
+
+        samples: that the plan was made for; ``favours(n)`` is asked whether to go by it for n far from that. 0: any n.
+        """
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Lets go of the topology; until the next start the product is dense."""
+        raise NotImplementedError
+
+    @property
+    def topology(self) -> Any:
+        """What it runs by; None while it is dense."""
+        raise NotImplementedError
+
+    def weight_is_masked(self) -> None:
+        """Called when the optimizer's masks have been applied: the weight keeps to its mask as it is now."""
+        raise NotImplementedError
+
+    def start_observing(self) -> None:
+        """From now on, until an observation is taken, the layer's own product, and notes of the inputs."""
+        self.observing = True
+        self._samples.clear()
+        self._input_gradient, self._obstacle = False, ""
+
+    def note(self, samples: int, input_gradient: bool, obstacle: str) -> None:
+        """Called in each training forward while observing."""
+        self._samples[samples] += 1
+        self._input_gradient |= input_gradient
+        self._obstacle = obstacle
+
+    def observed(self) -> Observation | None:
+        """What was noted; None if the layer wasn't run in training. Of equally frequent sizes the largest counts."""
+        if not self._samples:
+            return None
+        samples = max(self._samples, key=lambda n: (self._samples[n], n))
+        return Observation(samples, self._input_gradient, self._obstacle)
+
+    def __deepcopy__(self, memo: Any) -> None:
+        return None
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _no_product, ()
+
+
+def _no_product() -> None:
+    return None
+
+
+def version_of(weight: Tensor) -> tuple[int, int]:
+    """Changes whenever somebody writes to the weight or gives it other memory (but for writes through ``.data``)."""
+    return weight._version, weight.data_ptr()

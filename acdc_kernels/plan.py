@@ -1,0 +1,463 @@
+"""The plan: which kernel computes each product of each layer in one compressed phase, so that none is slower than dense.
+
+A cost model first drops what it expects to be much slower than dense. What is left is timed on the real shapes, dense
+included, within a budget, and remembered on disk; a sparse kernel has to be clearly faster, and at last the whole layer
+with its overheads too. Nothing here knows of a kind of layer: a *trial* (``nn.product.Trial``) stands for each.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from . import _native
+from ._version import __version__
+from .nn.product import DENSE, FORWARD, FP16, PRODUCTS, SPARSE, Trial, Work
+
+__all__ = ["Choice", "CostModel", "Memory", "PlanRow", "Planner", "Timer"]
+
+NOT_SLOWER = 0.97  # of the dense time: what a sparse kernel must not exceed
+CLEARLY_FASTER = 0.95  # of the time of the last phase's choice: what another must not exceed to take its place
+HOPELESS = 2.0  # times the dense estimate: what is not timed
+MODEL_MARGIN = 0.8  # of the dense estimate: what a sparse estimate must not exceed where the model alone decides
+ROUNDS = 7
+TRUSTED_ROUNDS = 3  # fewer are not remembered
+BUDGET = 0.01  # of a phase
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """Which kernel computes one product of one layer in a compressed phase, and why.
+
+    layer: its name. product: "forward", "input gradient" or "weight gradient". kernel: "dense", "sparse" or
+    "sparse fp16". times: kernel -> milliseconds; empty where nothing was timed. samples: rows of input of one call, 0
+    where none was seen. shape: of the weight. sparsity: the share of the layer's weights that are masked.
+    """
+
+    layer: str
+    product: str
+    kernel: str
+    reason: str
+    times: Mapping[str, float] = field(hash=False)
+    samples: int
+    shape: tuple[int, ...]
+    sparsity: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        row = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**row, "times": dict(self.times), "shape": list(self.shape)}
+
+    @classmethod
+    def from_dict(cls, row: object) -> PlanRow:
+        """From what ``to_dict`` gave. Raises ValueError, naming what is wrong."""
+        kinds = {"layer": str, "product": str, "kernel": str, "reason": str, "times": Mapping, "samples": int}
+        kinds |= {"shape": list, "sparsity": float}
+        if not isinstance(row, Mapping) or row.keys() != kinds.keys():
+            raise ValueError(f"must have the keys {', '.join(kinds)}, got {row!r}")
+        for name, kind in kinds.items():
+            if not isinstance(row[name], kind) or isinstance(row[name], bool):
+                raise ValueError(f"{name} must be a {kind.__name__.lower()}, got {row[name]!r}")
+        if row["product"] not in PRODUCTS:
+            raise ValueError(f"product must be {' or '.join(map(repr, PRODUCTS))}, got {row['product']!r}")
+        if row["kernel"] not in (DENSE, SPARSE, FP16) or (row["kernel"] == FP16 and row["product"] != FORWARD):
+            raise ValueError(f"kernel must be one of the {row['product']}'s, got {row['kernel']!r}")
+        if row["samples"] < 0:
+            raise ValueError(f"samples must be at least 0, got {row['samples']}")
+        times = {str(kernel): float(t) for kernel, t in row["times"].items()}
+        return cls(**{**row, "times": times, "shape": tuple(row["shape"])})
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A kernel for one product, why, and the seconds that kernels took."""
+
+    kernel: str
+    reason: str
+    times: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Seconds that a kernel takes: a call, and its arithmetic and traffic at the rates of one thread each.
+
+    Rough: it has to tell what is worth timing. Dense arithmetic and traffic overlap, sparse ones add up.
+    """
+
+    flops: Mapping[str, float]  # kind of work -> FLOP/s of a thread
+    bandwidth: float = 8e9  # bytes/s of a thread
+    dense_call: float = 5e-6
+    sparse_call: float = 25e-6
+    threads: int = 1
+
+    @classmethod
+    def here(cls) -> CostModel:
+        """Of this machine as it is set up now: torch's instruction set, ours, the number of threads."""
+        dense = _DENSE_RATES.get(torch.backends.cpu.get_cpu_capability(), 20e9)
+        return cls({"dense": dense, **_SPARSE_RATES.get(_native.cpu_isa(), {})}, threads=torch.get_num_threads())
+
+    def seconds(self, work: Work) -> float:
+        compute = work.flops / (self.flops.get(work.kind, 1e9) * self.threads)
+        moved = work.moved / (self.bandwidth * self.threads)
+        if work.kind == "dense":
+            return self.dense_call + max(compute, moved)
+        return self.sparse_call + compute + moved
+
+
+# FLOP/s of one thread, counting kept weights alone
+_DENSE_RATES = {"AVX512": 120e9, "AVX2": 60e9, "DEFAULT": 20e9}
+_SPARSE_RATES = {
+    "avx512": {"sparse": 70e9, "sparse blocks": 95e9, "sparse fp16": 100e9, "sparse blocks fp16": 130e9},
+    "avx2": {"sparse": 30e9, "sparse blocks": 40e9},
+    "generic": {"sparse": 4e9, "sparse blocks": 6e9},
+}
+
+
+class Timer:
+    """Wall-clock seconds of calls, and whether anything else was given the processor meanwhile."""
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def run(self, call: Callable[[], object]) -> tuple[float, bool]:
+        """(seconds, whether the process kept its processors)."""
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+        start = time.perf_counter()
+        call()
+        seconds = time.perf_counter() - start
+        return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw == before
+
+
+class Memory:
+    """Times measured before, on disk: ``$ACDC_PLAN_CACHE`` is the folder ("0": none); by default
+    ``acdc-kernels`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    One JSON file, replaced in one step; what can't be read is ignored, and what can't be written is not remembered. Of
+    processes that write at the same time the last one wins.
+    """
+
+    FORMAT = 1
+    LARGEST = 4096  # entries; the oldest go first
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.entries = self._read()
+
+    @classmethod
+    def of_user(cls) -> Memory:
+        """As the environment says."""
+        folder = os.environ.get("ACDC_PLAN_CACHE")
+        if folder == "0":
+            return cls(None)
+        if not folder:
+            try:
+                home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+            except RuntimeError:  # nobody's home
+                return cls(None)
+            folder = Path(home, "acdc-kernels")
+        return cls(Path(folder, "plans.json"))
+
+    def get(self, key: str) -> dict[str, dict[str, float]]:
+        """Group -> name -> seconds, of what was measured under ``key``; empty if nothing was."""
+        return dict(self.entries.get(key, {}))
+
+    def put(self, key: str, groups: Mapping[str, Mapping[str, float]]) -> None:
+        """Remembers more groups under ``key``."""
+        self.entries[key] = {**self.entries.pop(key, {}), **{name: dict(times) for name, times in groups.items()}}
+
+    def save(self) -> None:
+        """Writes what was put, beside what others have written meanwhile."""
+        if self.path is None:
+            return
+        entries = {**self._read(), **self.entries}
+        entries = dict(list(entries.items())[-self.LARGEST :])
+        temporary = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".plans-", suffix=".tmp")
+            with os.fdopen(handle, "w") as file:
+                json.dump({"format": self.FORMAT, "entries": entries}, file)
+            os.replace(temporary, self.path)
+        except OSError:  # a cache alone: a full or read-only disk must not end a run
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
+
+    def _read(self) -> dict[str, dict[str, dict[str, float]]]:
+        if self.path is None:
+            return {}
+        try:
+            content = json.loads(self.path.read_text())
+            entries = content["entries"] if content["format"] == self.FORMAT else {}
+            return {key: groups for key, groups in entries.items() if _is_entry(groups)}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return {}
+
+
+def _is_entry(groups: object) -> bool:
+    return isinstance(groups, dict) and all(
+        isinstance(times, dict)
+        and all(isinstance(t, float) and math.isfinite(t) and t > 0 for t in times.values())
+        for times in groups.values()
+    )
+
+
+@cache
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def machine_key() -> str:
+    """What times depend on, beside the layer."""
+    return f"float32 threads={torch.get_num_threads()} {_native.cpu_isa()} {_processor()} torch {torch.__version__} {__version__}"
+
+
+class Planner:
+    """Chooses the kernels of all layers of a model for one phase.
+
+    measure: False: the cost model alone decides. Timer, memory and model are the machine's unless given.
+    """
+
+    def __init__(
+        self,
+        measure: bool = True,
+        timer: Timer | None = None,
+        memory: Memory | None = None,
+        model: CostModel | None = None,
+    ) -> None:
+        self.measure = measure
+        self._timer = timer if timer is not None else Timer()
+        self._memory = memory if memory is not None else Memory.of_user() if measure else Memory(None)
+        self._model = model if model is not None else CostModel.here()
+
+    def estimate(self, trial: Trial, product: str, kernel: str) -> float:
+        """Seconds, by the cost model."""
+        return self._model.seconds(trial.work(product, kernel))
+
+    def dense_step(self, trial: Trial) -> float:
+        """Seconds that the layer's products take dense, by the cost model."""
+        return sum(self.estimate(trial, product, DENSE) for product in trial.computed)
+
+    def favours(self, trial: Trial, chosen: Mapping[str, str]) -> bool:
+        """Whether the cost model expects ``chosen`` to be faster than dense."""
+        seconds = sum(self.estimate(trial, product, chosen[product]) for product in trial.computed)
+        return seconds <= MODEL_MARGIN * self.dense_step(trial)
+
+    def plan(
+        self, trials: Mapping[str, Trial], previous: Mapping[str, Mapping[str, str]], budget: float
+    ) -> dict[str, dict[str, Choice]]:
+        """Layer -> product -> choice, for the products that each layer computes.
+
+        previous: what the phase before chose. budget: seconds that timing may take. Layers that are alike, in which
+        times are the same, are timed once; the largest first.
+        """
+        alike: dict[tuple[str, str], list[str]] = {}
+        for name, trial in trials.items():
+            before = {product: previous.get(name, {}).get(product) for product in trial.computed}
+            alike.setdefault((trial.key, str(before)), []).append(name)
+        costs = {group: self.dense_step(trials[names[0]]) for group, names in alike.items()}
+        end, left = self._timer.now() + budget, sum(costs.values())
+        plan: dict[str, dict[str, Choice]] = {}
+        for group in sorted(alike, key=lambda group: -costs[group]):
+            names = alike[group]
+            remaining = end - self._timer.now()
+            share = remaining * costs[group] / left if left > 0 else 0.0
+            left -= costs[group]
+            choices = self._choose(trials[names[0]], previous.get(names[0], {}), share, remaining)
+            plan.update(dict.fromkeys(names, choices))
+        self._memory.save()
+        return {name: plan[name] for name in trials}
+
+    def _choose(
+        self, trial: Trial, previous: Mapping[str, str], share: float, remaining: float
+    ) -> dict[str, Choice]:
+        estimates = {
+            product: {kernel: self.estimate(trial, product, kernel) for kernel in trial.kernels(product)}
+            for product in trial.computed
+        }
+        hopeful = {
+            product: [kernel for kernel in times if kernel != DENSE and times[kernel] <= HOPELESS * times[DENSE]]
+            for product, times in estimates.items()
+        }
+        choices = {
+            product: Choice(DENSE, f"the cost model expects {_against(estimates[product])}: not timed")
+            for product, kernels in hopeful.items()
+            if not kernels
+        }
+        open_ = {product: [DENSE, *kernels] for product, kernels in hopeful.items() if kernels}
+        if not open_:
+            return choices
+        if not self.measure:
+            why = "the cost model"
+        else:
+            measured = self._measured(trial, open_, estimates, share, remaining)
+            if measured is not None:
+                return {**choices, **self._from_times(trial, open_, previous, measured)}
+            why = "no clean round of timing fits into the budget: the cost model"
+        for product, kernels in open_.items():
+            times = {kernel: estimates[product][kernel] for kernel in kernels}
+            best = min(times, key=times.__getitem__)
+            kernel = best if times[best] <= MODEL_MARGIN * times[DENSE] else DENSE
+            choices[product] = Choice(kernel, f"{why} expects {_against(times)}")
+        return choices
+
+    def _from_times(
+        self, trial: Trial, open_: Mapping[str, Sequence[str]], previous: Mapping[str, str], measured: _Measured
+    ) -> dict[str, Choice]:
+        choices: dict[str, Choice] = {}
+        for product in open_:
+            times = measured.times(product, _kernel_of(choices, FORWARD))
+            if times is None:
+                choices[product] = Choice(DENSE, "no clean round of timing fitted into the budget")
+            else:
+                choices[product] = _pick(times, previous.get(product))
+        chosen = {product: _kernel_of(choices, product) for product in trial.computed}
+        if all(kernel == DENSE for kernel in chosen.values()):
+            return choices
+        whole = measured.whole(chosen)
+        if whole is None:
+            why = "no clean round of the whole layer fitted into the budget"
+        elif whole["planned"] > NOT_SLOWER * whole[DENSE]:
+            why = f"the whole layer takes {_ms(whole['planned'])}, dense {_ms(whole[DENSE])}"
+        else:
+            return choices
+        return {product: Choice(DENSE, why, choice.times) for product, choice in choices.items()}
+
+    def _measured(
+        self,
+        trial: Trial,
+        open_: Mapping[str, Sequence[str]],
+        estimates: Mapping[str, Mapping[str, float]],
+        share: float,
+        remaining: float,
+    ) -> _Measured | None:
+        """None if neither memory nor budget allow it."""
+        key = f"{trial.key} | {machine_key()}"
+        # Two runs of each kernel, and two of the whole layer in both ways.
+        least = 2 * sum(estimates[product][kernel] for product, kernels in open_.items() for kernel in kernels)
+        least += 4 * self.dense_step(trial)
+        allowance = max(share, least) if least <= remaining else 0.0
+        measured = _Measured(trial, open_, self._timer, self._memory, key, self._timer.now(), allowance)
+        return measured if measured.times(next(iter(open_)), DENSE) is not None else None
+
+
+class _Measured:
+    """Times of one trial: remembered ones, else taken now, within an allowance of seconds."""
+
+    def __init__(
+        self,
+        trial: Trial,
+        open_: Mapping[str, Sequence[str]],
+        timer: Timer,
+        memory: Memory,
+        key: str,
+        start: float,
+        allowance: float,
+    ) -> None:
+        self._trial, self._open, self._timer, self._memory = trial, open_, timer, memory
+        self._key, self._start, self._allowance = key, start, allowance
+        self._groups = memory.get(key)
+
+    def times(self, product: str, forward: str) -> dict[str, float] | None:
+        """Kernel -> seconds of one product, beside a forward by kernel ``forward``."""
+        if product == FORWARD:
+            group, until, alike = FORWARD, 0.4, {FORWARD: self._open[FORWARD]}
+        else:
+            group, until = f"backward of a {DENSE if forward == DENSE else SPARSE} forward", 0.8
+            alike = {p: kernels for p, kernels in self._open.items() if p != FORWARD}
+        wanted = {f"{p}: {kernel}": (p, kernel) for p, kernels in alike.items() for kernel in kernels}
+        times = self._group(
+            group, until, {name: lambda p=p, k=k: self._trial.run(p, k, forward) for name, (p, k) in wanted.items()}
+        )
+        if times is None:
+            return None
+        return {kernel: times[f"{product}: {kernel}"] for kernel in self._open[product]}
+
+    def whole(self, chosen: Mapping[str, str]) -> dict[str, float] | None:
+        """Seconds of the layer's forward and backward: "planned" and "dense"."""
+        name = ", ".join(f"{product} {kernel}" for product, kernel in chosen.items())
+        runs = {"planned": lambda: self._trial.step(chosen), DENSE: lambda: self._trial.step(dict.fromkeys(chosen, DENSE))}
+        return self._group(f"whole: {name}", 1.0, runs)
+
+    def _group(
+        self, group: str, until: float, runs: Mapping[str, Callable[[], Callable[[], object]]]
+    ) -> dict[str, float] | None:
+        known = self._groups.get(group, {})
+        if runs.keys() <= known.keys():
+            return known
+        if self._allowance <= 0:
+            return None
+        made = {name: make() for name, make in runs.items()}
+        times, rounds = interleaved(made, self._timer, self._start + until * self._allowance)
+        if times is None:
+            return None
+        self._groups[group] = times
+        if rounds >= TRUSTED_ROUNDS:
+            self._memory.put(self._key, {group: times})
+        return times
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], object]], timer: Timer, until: float
+) -> tuple[dict[str, float] | None, int]:
+    """(name -> median seconds over clean rounds, their number), or None and 0 if there was none before ``until``.
+
+    A round runs each once, after one round that is not counted; up to seven count. One in which the process was
+    interrupted does not. Another starts only if it can be expected to end in time.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        timer.run(run)
+    longest, rounds = 0.0, 0
+    for attempt in range(3 * ROUNDS):
+        start = timer.now()
+        if rounds == ROUNDS or start + longest > until:
+            break
+        order = list(runs) if attempt % 2 == 0 else list(reversed(runs))
+        taken = {name: timer.run(runs[name]) for name in order}
+        longest = max(longest, timer.now() - start)
+        if all(clean for _, clean in taken.values()):
+            rounds += 1
+            for name, (seconds, _) in taken.items():
+                samples[name].append(seconds)
+    return ({name: median(each) for name, each in samples.items()} if rounds else None), rounds
+
+
+def _pick(times: Mapping[str, float], previous: str | None) -> Choice:
+    """The fastest, if it is clearly faster than dense, and than what the phase before chose."""
+    best = min((kernel for kernel in times if kernel != DENSE), key=times.__getitem__)
+    if previous in times and previous not in (DENSE, best) and times[best] > CLEARLY_FASTER * times[previous]:
+        best = previous
+    bound = CLEARLY_FASTER if previous == DENSE else NOT_SLOWER
+    if times[best] <= bound * times[DENSE]:
+        return Choice(best, f"measured: {_against(times)}", times)
+    return Choice(DENSE, f"measured: {_against(times)}, not below {bound:.0%} of dense", times)
+
+
+def _kernel_of(choices: Mapping[str, Choice], product: str) -> str:
+    return choices[product].kernel if product in choices else DENSE
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms"
+
+
+def _against(times: Mapping[str, float]) -> str:
+    sparse = ", ".join(f"{kernel} {_ms(t)}" for kernel, t in times.items() if kernel != DENSE)
+    return f"{sparse} against {_ms(times[DENSE])} dense"

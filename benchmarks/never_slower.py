@@ -1,0 +1,85 @@
+"""The planned layer against the dense one, from 0 to 99% sparsity: where the plan errs, it shows here.
+
+Forward and backward of a whole layer with bias, through autograd, as the Sparsifier planned it (kernels="auto", nothing
+from a cache); against torch's layer, which is there twice: the ratio of these two is the noise of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from . import layers
+from .harness import Budget, Row, interleave, rows
+
+SPARSITIES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+SHAPES = ((512, 512), (1000, 784), (1024, 1024), (2048, 2048), (1024, 4096))  # rows, cols
+SAMPLES = (32, 128, 512)
+LEAST_MS = 0.3  # below it a layer is mostly overhead of the interpreter
+ALLOWED = 1.03
+DENSE, AGAIN = "torch dense float32", "torch dense float32 again (noise)"
+MARK = "planned layer"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One shape and batch, all of its sparsities in the same rounds."""
+
+    rows: int
+    cols: int
+    samples: int
+    sparsities: tuple[float, ...] = SPARSITIES
+
+    def measure(self, threads: Sequence[int], budget: Budget, backend: str) -> Iterator[list[Row]]:
+        """The rows, a list for each thread count and sparsity; `torch.set_num_threads` is left changed."""
+        x, grad = layers.inputs(self.samples, self.cols), layers.inputs(self.samples, self.rows, seed=2)
+        for count in threads:
+            torch.set_num_threads(count)
+            calls, plans = {}, {}
+            for name in (DENSE, AGAIN):
+                calls[name] = layers.training(layers.linear(self.rows, self.cols, bias=True), x, grad)
+            for sparsity in self.sparsities:
+                layer = layers.linear(self.rows, self.cols, bias=True)
+                sparsifier = layers.compressed(layer, x.clone().requires_grad_(), sparsity)
+                plans[sparsity] = {row.product: row.kernel for row in sparsifier.plan()}
+                calls[sparsity] = layers.training(layer, x, grad, sparsifier)
+            timings = interleave(calls, budget)
+            for sparsity in self.sparsities:
+                facts = {
+                    "op": "linear", "case": f"{MARK} {self.cols}->{self.rows}, {self.samples} samples",
+                    "pattern": "unstructured", "sparsity": sparsity, "dtype": "float32", "threads": count,
+                    "device": "cpu", "backend": backend, "plan": plans[sparsity],
+                }  # fmt: skip
+                yield rows({"ours": timings[sparsity], **{name: timings[name] for name in (DENSE, AGAIN)}}, facts=facts)
+
+
+GRID = tuple(Grid(rows, cols, samples) for rows, cols in SHAPES for samples in SAMPLES)
+
+
+def verdict(all_rows: Sequence[Row]) -> list[str]:
+    """Lines on the points of at least 0.3 ms of dense time: their number, the worst, those beyond 1.03x and noise."""
+    points: dict[tuple[str, int, float], dict[str, Row]] = {}
+    for row in all_rows:
+        if "plan" in row:
+            points.setdefault((row["case"], row["threads"], row["sparsity"]), {})[row["peer"]] = row
+    slow, noise, ratios = [], [], []
+    for (case, threads, sparsity), peers in points.items():
+        dense, again = peers[DENSE]["peer_ms"], peers[AGAIN]["peer_ms"]
+        if dense < LEAST_MS:
+            continue
+        noise.append(abs(again / dense - 1))
+        ratios.append(peers[DENSE]["ours_ms"] / dense)
+        plan = ", ".join(f"{product} {kernel}" for product, kernel in peers[DENSE]["plan"].items())
+        slow.append((ratios[-1], f"  {ratios[-1]:.3f}x dense: {case}, {sparsity:.0%}, threads: {threads}; {plan}"))
+    if not ratios:
+        return []
+    spread = sorted(noise)[int(0.95 * (len(noise) - 1))]
+    beyond = [line for ratio, line in sorted(slow, reverse=True) if ratio > ALLOWED + spread]
+    return [
+        f"never slower: {len(ratios)} points of at least {LEAST_MS} ms, worst {max(ratios):.3f}x dense; two dense "
+        f"layers differ by up to {max(noise):.1%} (95th percentile {spread:.1%})",
+        f"  {len(beyond)} points above {ALLOWED} and that percentile",
+        *beyond,
+    ]
