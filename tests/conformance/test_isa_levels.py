@@ -39,6 +39,21 @@ def test_conformance_at(level):
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
 
 
+def test_half_precision_products_as_their_instructions_round():
+    """Every processor can run the loops that stand in for AVX512-FP16."""
+    if not _native.available():
+        pytest.skip("no compiled kernels")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "half_precision"]
+    run = subprocess.run(
+        [*command, str(HERE / "test_sparse_linear.py")],
+        env={**os.environ, "ACDC_CPU_FP16": "emulated"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+
+
 @pytest.mark.parametrize("request_", ["avx1024", "none"])
 def test_an_unknown_level_is_an_error(request_):
     if not _native.available():

@@ -4,6 +4,7 @@ float32 results may be off by 2 eps sqrt(k + 1) sum|terms| + (k + 1) 2^-149, wit
 2^-149 the smallest denormal: the error of a sum of k roundings that don't conspire. NaN and Inf must be where they are.
 """
 
+import importlib
 import math
 
 import pytest
@@ -268,20 +269,52 @@ def test_same_bits_for_every_thread_count():
         assert all(torch.equal(a, b) for r in results[1:] for a, b in zip(results[0], r, strict=True))
 
 
-def test_half_precision_products_are_right_or_refused():
-    for pattern in FORMATS:
-        layer = Layer(pattern, (516, 530), "a tenth")
-        x = layer.x(50)
-        try:
-            y, tiles = OPS.sparse_linear(x, layer.values, *layer.args, layer.bias, True, True)
-        except RuntimeError as error:
-            assert "FP16" in str(error)  # noqa: PT017
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (5, 3), (7, 33), (64, 64), (513, 17), (40, 1026), (516, 530), (0, 5), (5, 0)], ids=str
+)
+def test_half_precision_products_are_right_or_refused(shape, threads):
+    """At most 16 terms are summed in float16: off by 4 * 2^-10 sum|terms| and the denormals of float16 at most."""
+    for mask, n in (
+        ("a tenth", 0),
+        ("a tenth", 1),
+        ("half", 16),
+        ("a twentieth", 33),
+        ("all kept", 65),
+        ("ragged", 150),
+    ):
+        layer = Layer("unstructured", shape, mask)
+        x, grad = layer.x(n), layer.grad(n)
+        if _native.available() and not half_precision():
+            with pytest.raises(RuntimeError, match=r"sparse_linear: fp16 must be False, got True: .* no AVX512-FP16"):
+                OPS.sparse_linear(x, layer.values, *layer.args, layer.bias, True, True)
             continue
+        y, tiles = OPS.sparse_linear(x, layer.values, *layer.args, layer.bias, True, True)
         assert torch.equal(tiles, reference.pack(x))
-        terms = (layer.mask.sum(1) + 2).double()
-        want, sizes = Exact(layer, x, layer.grad(50)).products
-        error = (y.double() - want - layer.bias).abs()
-        assert bool((error <= 4 * 2.0**-10 * terms.sqrt() * (sizes + layer.bias.abs())).all())
+        assert torch.equal(
+            OPS.sparse_linear(x.t().contiguous().t(), layer.values, *layer.args, layer.bias, False, True)[0], y
+        )
+        (want, sizes), terms = Exact(layer, x, grad).products, layer.mask.sum(1) + 1
+        want, sizes = want + layer.bias.double(), sizes + layer.bias.double().abs()
+        assert y.shape == want.shape
+        assert bool(((y.double() - want).abs() <= 2.0**-8 * sizes + terms * 2.0**-24).all())
+        if n > 1 and all(shape):
+            x[n // 2, shape[1] // 2] = math.inf
+            want = Exact(layer, x, grad).products[0]
+            y = OPS.sparse_linear(x, layer.values, *layer.args, None, False, True)[0]
+            assert torch.equal(y.isnan(), want.isnan())
+            assert torch.equal(y.double()[want.isinf()], want[want.isinf()])
+
+
+def half_precision():
+    return _native.available() and importlib.import_module("acdc_kernels._C").cpu_fp16() != "none"
+
+
+def test_half_precision_is_refused_for_blocks():
+    if not _native.available():
+        pytest.skip(_native.why_not())
+    layer = Layer("block:4x1", (8, 6))
+    with pytest.raises(RuntimeError, match="sparse_linear: fp16 must be False"):
+        OPS.sparse_linear(layer.x(3), layer.values, *layer.args, None, False, True)
 
 
 @pytest.mark.parametrize("needs", range(1, 8))
