@@ -129,7 +129,7 @@ void weight_gradient(const SparseLinearKernels& kernels, const SparseWeight& w, 
 
 void sparse_linear_forward_cpu(const SparseWeight& w, int64_t n, Batch<const float> x, const float* bias, Batch<float> y, float* tiles,
                                const Pool& pool) {
-  if (n == 0 || w.rows() == 0) return;
+  if (n == 0 || (w.rows() == 0 && tiles == nullptr)) return;
   static thread_local Scratch shared;
   const SparseLinearKernels& kernels = sparse_linear_kernels();
   const bool blocks = w.format == BundleFormat::block4x1;
@@ -139,7 +139,7 @@ void sparse_linear_forward_cpu(const SparseWeight& w, int64_t n, Batch<const flo
 
 void sparse_linear_forward_half_cpu(const SparseWeight& w, int64_t n, Batch<const float> x, const float* bias, Batch<float> y, float* tiles,
                                     const Pool& pool) {
-  if (n == 0 || w.rows() == 0) return;
+  if (n == 0 || (w.rows() == 0 && tiles == nullptr)) return;
   static thread_local Scratch shared;
   const SparseLinearKernels& kernels = sparse_linear_kernels();
   const HalfKernels& half = *half_kernels();
