@@ -87,6 +87,7 @@ class Products:
     def begin(self, phase: Phase, step: int) -> None:
         """Called where ``phase`` has begun and its masks are set; ``step`` is the first of it that is to come."""
         self._last_step = None
+        self._take_observations()
         if phase.kind == "compressed":
             self._pending = True
             self._plan(phase, step)
@@ -125,9 +126,12 @@ class Products:
             "seconds": self.seconds,
         }
 
-    def differences(self, state: object) -> list[str]:
-        """A line for each thing that keeps ``state`` from being a plan for the layers here."""
-        return _differences(state, self._layers)
+    def differences(self, state: object, phase: Phase) -> list[str]:
+        """A line for each thing that keeps ``state`` from being a plan, in ``phase``, for the layers here."""
+        lines = _differences(state, self._layers)
+        if not lines and not state["rows"] and self._layers and phase.kind == "compressed" and not state["pending"]:
+            lines.append(f"plan's rows must be {len(PRODUCTS)} a layer in a compressed phase, got none")
+        return lines
 
     def load_state_dict(self, state: Mapping[str, Any], phase: Phase, step: int) -> None:
         """Goes on with the plan of ``state``, which ``differences`` has nothing against; the masks of ``phase`` are set.
@@ -276,7 +280,10 @@ class Products:
         build = self._topologies.builder(product, bits)
         samples, favours = 0, None
         if seen is not None and self._kernels != "sparse":
-            samples, favours = seen.samples, _Favours(product, self._layers[name][0], self._pattern, bits, seen, kernels)
+            samples, favours = (
+                seen.samples,
+                _Favours(product, self._layers[name][0], self._pattern, bits, seen, kernels),
+            )
         product.start(build(), kernels, samples, favours)
         self._running[name] = product
         self._once_sparse.add(name)
@@ -358,8 +365,9 @@ def _differences(plan: object, layers: Mapping[str, object]) -> list[str]:
     if not isinstance(plan, Mapping):
         return [f"plan must be a mapping, got {plan!r}"]
     wrong = [name for name, kind in kinds.items() if not isinstance(plan.get(name), kind)]
-    if wrong or plan.keys() - kinds.keys():
-        return [f"plan must hold {', '.join(kinds)}; not so: {', '.join(wrong) or sorted(plan.keys() - kinds.keys())}"]
+    wrong += [str(name) for name in plan if name not in kinds]
+    if wrong:
+        return [f"plan must hold {', '.join(kinds)}; not so: {', '.join(wrong)}"]
     lines = []
     if not (math.isfinite(plan["seconds"]) and plan["seconds"] >= 0):
         lines.append(f"plan's seconds must be at least 0, got {plan['seconds']}")

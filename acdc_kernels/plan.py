@@ -208,8 +208,7 @@ class Memory:
 
 def _is_entry(groups: object) -> bool:
     return isinstance(groups, dict) and all(
-        isinstance(times, dict)
-        and all(isinstance(t, float) and math.isfinite(t) and t > 0 for t in times.values())
+        isinstance(times, dict) and all(isinstance(t, float) and math.isfinite(t) and t > 0 for t in times.values())
         for times in groups.values()
     )
 
@@ -284,9 +283,7 @@ class Planner:
         self._memory.save()
         return {name: plan[name] for name in trials}
 
-    def _choose(
-        self, trial: Trial, previous: Mapping[str, str], share: float, remaining: float
-    ) -> dict[str, Choice]:
+    def _choose(self, trial: Trial, previous: Mapping[str, str], share: float, remaining: float) -> dict[str, Choice]:
         estimates = {
             product: {kernel: self.estimate(trial, product, kernel) for kernel in trial.kernels(product)}
             for product in trial.computed
@@ -308,35 +305,44 @@ class Planner:
         else:
             measured = self._measured(trial, open_, estimates, share, remaining)
             if measured is not None:
-                return {**choices, **self._from_times(trial, open_, previous, measured)}
-            why = "no clean round of timing fits into the budget: the cost model"
+                return {**choices, **self._from_times(trial, open_, estimates, previous, measured)}
+            why = "no round of timing fits into the budget: the cost model"
         for product, kernels in open_.items():
-            times = {kernel: estimates[product][kernel] for kernel in kernels}
-            best = min(times, key=times.__getitem__)
-            kernel = best if times[best] <= MODEL_MARGIN * times[DENSE] else DENSE
-            choices[product] = Choice(kernel, f"{why} expects {_against(times)}")
+            choices[product] = self._from_model(estimates[product], kernels, why)
         return choices
 
+    def _from_model(self, estimates: Mapping[str, float], kernels: Sequence[str], why: str) -> Choice:
+        times = {kernel: estimates[kernel] for kernel in kernels}
+        best = min(times, key=times.__getitem__)
+        return Choice(best if times[best] <= MODEL_MARGIN * times[DENSE] else DENSE, f"{why} expects {_against(times)}")
+
     def _from_times(
-        self, trial: Trial, open_: Mapping[str, Sequence[str]], previous: Mapping[str, str], measured: _Measured
+        self,
+        trial: Trial,
+        open_: Mapping[str, Sequence[str]],
+        estimates: Mapping[str, Mapping[str, float]],
+        previous: Mapping[str, str],
+        measured: _Measured,
     ) -> dict[str, Choice]:
         choices: dict[str, Choice] = {}
-        for product in open_:
+        for product, kernels in open_.items():
             times = measured.times(product, _kernel_of(choices, FORWARD))
             if times is None:
-                choices[product] = Choice(DENSE, "no clean round of timing fitted into the budget")
+                why = "no further round of timing fits into the budget: the cost model"
+                choices[product] = self._from_model(estimates[product], kernels, why)
             else:
                 choices[product] = _pick(times, previous.get(product))
         chosen = {product: _kernel_of(choices, product) for product in trial.computed}
         if all(kernel == DENSE for kernel in chosen.values()):
             return choices
         whole = measured.whole(chosen)
-        if whole is None:
-            why = "no clean round of the whole layer fitted into the budget"
-        elif whole["planned"] > NOT_SLOWER * whole[DENSE]:
-            why = f"the whole layer takes {_ms(whole['planned'])}, dense {_ms(whole[DENSE])}"
-        else:
+        if whole is None:  # its products alone must leave room for what was not measured
+            timed = [choice for choice in choices.values() if choice.times]
+            planned, dense = (sum(c.times[k or c.kernel] for c in timed) for k in ("", DENSE))
+            whole = {"planned": planned / MODEL_MARGIN * NOT_SLOWER, DENSE: dense}
+        if whole["planned"] <= NOT_SLOWER * whole[DENSE]:
             return choices
+        why = f"the whole layer takes {_ms(whole['planned'])} by sparse kernels, {_ms(whole[DENSE])} dense"
         return {product: Choice(DENSE, why, choice.times) for product, choice in choices.items()}
 
     def _measured(
@@ -377,9 +383,9 @@ class _Measured:
     def times(self, product: str, forward: str) -> dict[str, float] | None:
         """Kernel -> seconds of one product, beside a forward by kernel ``forward``."""
         if product == FORWARD:
-            group, until, alike = FORWARD, 0.4, {FORWARD: self._open[FORWARD]}
+            group, until, alike = FORWARD, 0.35, {FORWARD: self._open[FORWARD]}
         else:
-            group, until = f"backward of a {DENSE if forward == DENSE else SPARSE} forward", 0.8
+            group, until = f"backward of a {DENSE if forward == DENSE else SPARSE} forward", 0.7
             alike = {p: kernels for p, kernels in self._open.items() if p != FORWARD}
         wanted = {f"{p}: {kernel}": (p, kernel) for p, kernels in alike.items() for kernel in kernels}
         times = self._group(
@@ -392,8 +398,11 @@ class _Measured:
     def whole(self, chosen: Mapping[str, str]) -> dict[str, float] | None:
         """Seconds of the layer's forward and backward: "planned" and "dense"."""
         name = ", ".join(f"{product} {kernel}" for product, kernel in chosen.items())
-        runs = {"planned": lambda: self._trial.step(chosen), DENSE: lambda: self._trial.step(dict.fromkeys(chosen, DENSE))}
-        return self._group(f"whole: {name}", 1.0, runs)
+        runs = {
+            "planned": lambda: self._trial.step(chosen),
+            DENSE: lambda: self._trial.step(dict.fromkeys(chosen, DENSE)),
+        }
+        return self._group(f"whole: {name}", 0.9, runs)
 
     def _group(
         self, group: str, until: float, runs: Mapping[str, Callable[[], Callable[[], object]]]
@@ -416,27 +425,33 @@ class _Measured:
 def interleaved(
     runs: Mapping[str, Callable[[], object]], timer: Timer, until: float
 ) -> tuple[dict[str, float] | None, int]:
-    """(name -> median seconds over clean rounds, their number), or None and 0 if there was none before ``until``.
+    """(name -> median seconds, number of rounds without an interruption), or None and 0 if no round fits.
 
-    A round runs each once, after one round that is not counted; up to seven count. One in which the process was
-    interrupted does not. Another starts only if it can be expected to end in time.
+    A round runs each once, in turns from either end, after one that is not counted. Up to seven rounds without an
+    interruption count, and another starts only if it can be expected to end before ``until``. On a machine so busy that
+    there are none, what was interrupted counts after all, if there are three rounds of it.
     """
-    samples: dict[str, list[float]] = {name: [] for name in runs}
+    clean: dict[str, list[float]] = {name: [] for name in runs}
+    every: dict[str, list[float]] = {name: [] for name in runs}
+    start = timer.now()
     for run in runs.values():
         timer.run(run)
-    longest, rounds = 0.0, 0
-    for attempt in range(3 * ROUNDS):
-        start = timer.now()
-        if rounds == ROUNDS or start + longest > until:
+    longest = (timer.now() - start) / 2  # the first calls are slower
+    for attempt in range(2 * ROUNDS):
+        now = timer.now()
+        if min(map(len, clean.values())) >= ROUNDS or now + longest > until:
             break
         order = list(runs) if attempt % 2 == 0 else list(reversed(runs))
-        taken = {name: timer.run(runs[name]) for name in order}
-        longest = max(longest, timer.now() - start)
-        if all(clean for _, clean in taken.values()):
-            rounds += 1
-            for name, (seconds, _) in taken.items():
-                samples[name].append(seconds)
-    return ({name: median(each) for name, each in samples.items()} if rounds else None), rounds
+        for name in order:
+            seconds, undisturbed = timer.run(runs[name])
+            every[name].append(seconds)
+            if undisturbed:
+                clean[name].append(seconds)
+        longest = max(longest, timer.now() - now)
+    rounds = min(map(len, clean.values()))
+    if rounds == 0 and min(map(len, every.values())) < TRUSTED_ROUNDS:
+        return None, 0
+    return {name: median(each) for name, each in (clean if rounds else every).items()}, rounds
 
 
 def _pick(times: Mapping[str, float], previous: str | None) -> Choice:

@@ -456,7 +456,7 @@ class Sparsifier:
         if self.sharded or self._tie_rule == "reference":
             keep = None  # not known here
         phase = check_state(where, state, self.schedule, self._settings(), self._local_weights(), self.model, keep)
-        if lines := self._products.differences(state["plan"]):
+        if lines := self._products.differences(state["plan"], phase):
             raise ValueError(f"{where}: state must be of this run, but {'; '.join(lines)}")
         return phase
 

@@ -110,7 +110,7 @@ def _backward(
 
 
 def _bias_gradient(grad: Tensor) -> Tensor:
-    return grad.reshape(-1, grad.shape[-1]).sum(0)
+    return (grad if grad.dim() == 2 else grad.reshape(-1, grad.shape[-1])).sum(0)
 
 
 _NO_DOUBLE_BACKWARD = (
@@ -424,9 +424,7 @@ def _planned_gradients(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...
     need_input, need_weight, need_bias = (need and grad is not None for need in ctx.needs_input_grad[:3])
     grad_x = grad_weight = None
     if need_input or need_weight:
-        grad_x, grad_weight = planned_linear_backward_op(
-            grad, *ctx.saved_tensors, need_input, need_weight
-        )
+        grad_x, grad_weight = planned_linear_backward_op(grad, *ctx.saved_tensors, need_input, need_weight)
     return (
         grad_x if need_input else None,
         grad_weight if need_weight else None,

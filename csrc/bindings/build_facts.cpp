@@ -27,5 +27,9 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Build facts and CPU features of acdc_kernels.";
   m.def("build_info", &build_info, "What was built: version, compiler, build type, oldest torch, CUDA.");
   m.def("cpu_isa", [] { return std::string(acdc::isa_name(acdc::cpu_isa())); }, "The ISA level that CPU kernels run at.");
+  m.def("cpu_fp16", [] {
+    const acdc::Fp16 fp16 = acdc::cpu_fp16();
+    return std::string(fp16 == acdc::Fp16::native ? "native" : fp16 == acdc::Fp16::emulated ? "emulated" : "none");
+  }, "Whether float16 products can run: native, emulated or none.");
   m.def("isa_levels", &isa_levels, "The ISA levels that this build and processor can run.");
 }

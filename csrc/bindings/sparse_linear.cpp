@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "bindings/convert.h"
+#include "sparse_linear/half_kernels.h"
 
 namespace acdc {
 namespace {
@@ -159,8 +160,9 @@ Tensor like_samples(const Tensor& t, int64_t features) {
 std::tuple<Tensor, Tensor> sparse_linear(const Tensor& x, const Tensor& values, Tensors index, Ints meta, std::string format,
                                          std::optional<Tensor> bias, bool save, bool fp16) {
   const char* op = "sparse_linear";
-  STD_TORCH_CHECK(!fp16, op, ": this build has no AVX512-FP16 kernel");
   const SparseWeight w = weight_of(values, index, meta, format, op);
+  STD_TORCH_CHECK(!fp16 || half_kernels() != nullptr, op, ": fp16 must be False, got True: this processor or build has no AVX512-FP16");
+  STD_TORCH_CHECK(!fp16 || w.format == BundleFormat::single, op, ": fp16 must be False for ", format);
   const Samples in(x, w.cols(), op, "x");
   Tensor y = like_samples(x, w.rows());
   Tensor tiles = torch::stable::new_empty(x, {save ? tile_floats(in.count, w.cols()) : 0});
@@ -171,8 +173,9 @@ std::tuple<Tensor, Tensor> sparse_linear(const Tensor& x, const Tensor& values, 
     held = torch::stable::contiguous(*bias);
     b = static_cast<const float*>(held.const_data_ptr());
   }
-  sparse_linear_forward_cpu(w, in.count, in.batch, b, {static_cast<float*>(y.mutable_data_ptr()), w.rows()},
-                            save ? static_cast<float*>(tiles.mutable_data_ptr()) : nullptr, pool());
+  const auto forward = fp16 ? sparse_linear_forward_half_cpu : sparse_linear_forward_cpu;
+  forward(w, in.count, in.batch, b, {static_cast<float*>(y.mutable_data_ptr()), w.rows()},
+          save ? static_cast<float*>(tiles.mutable_data_ptr()) : nullptr, pool());
   return {y, tiles};
 }
 

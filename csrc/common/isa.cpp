@@ -39,4 +39,20 @@ Isa cpu_isa() {
   return isa;
 }
 
+static Fp16 choose_fp16() {
+  const char* wanted = std::getenv("ACDC_CPU_FP16");
+  if (wanted && *wanted && std::string(wanted) != "emulated")
+    throw std::runtime_error("ACDC_CPU_FP16: must be emulated or not set, got '" + std::string(wanted) + "'");
+  if (wanted && *wanted) return Fp16::emulated;
+#ifdef ACDC_AVX512FP16
+  if (cpu_isa() == Isa::avx512 && __builtin_cpu_supports("avx512fp16")) return Fp16::native;
+#endif
+  return Fp16::none;
+}
+
+Fp16 cpu_fp16() {
+  static const Fp16 fp16 = choose_fp16();
+  return fp16;
+}
+
 }  // namespace acdc

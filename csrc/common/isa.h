@@ -12,6 +12,11 @@ const char* isa_name(Isa isa);
 // Whether this build and this processor can run `isa`.
 bool isa_available(Isa isa);
 
+// Whether products in float16 can run: native with AVX512-FP16 at the avx512 level; emulated if ACDC_CPU_FP16=emulated asks for it (slow,
+// for tests).
+enum class Fp16 : int { none, emulated, native };
+Fp16 cpu_fp16();
+
 }  // namespace acdc
 
 // Defines `const Table& name()`, the kernel table of the chosen level, from name##_generic() and its siblings.

@@ -12,16 +12,15 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Where the entries of one row go: `at` for the next one; after `steps` more, `rest`.
+// Where the entries of one row go: `at` for the next one, a stride further each time; after `steps` more, `rest`.
 struct Cursor {
-  int64_t at, rest;
-  int32_t steps;
-  int32_t stride;
+  int32_t at, rest;
+  int16_t steps, stride;
 
-  int64_t next() {
+  int32_t next() {
     if (steps == 0) return rest++;
     --steps;
-    const int64_t here = at;
+    const int32_t here = at;
     at += stride;
     return here;
   }
@@ -41,7 +40,7 @@ void bundle_rows(const uint16_t* counts, int rows, int panel_rows, int64_t start
     int64_t rest = start + 4 * steps;
     for (int s = 0; s < 4; ++s) {
       const int row = bundles->row[s] = order[i + s];
-      if (row != panel_rows) cursors[row] = {start + s, rest, steps, 4};
+      if (row != panel_rows) cursors[row] = {static_cast<int32_t>(start + s), static_cast<int32_t>(rest), static_cast<int16_t>(steps), 4};
       const int left = count(s) - steps;
       if (s < 3) bundles->rest[s] = static_cast<int16_t>(left);
       rest += left;
@@ -61,7 +60,7 @@ void bundle_groups(const uint16_t* counts, int groups, int64_t start, Bundle* bu
     const int g = order[i];
     *bundles = Bundle{{}, static_cast<int16_t>(counts[g]), {0, 0, 0}};
     for (int s = 0; s < 4; ++s) bundles->row[s] = static_cast<int16_t>(4 * g + s);
-    cursors[g] = {start, 0, counts[g], 1};
+    cursors[g] = {static_cast<int32_t>(start), 0, static_cast<int16_t>(counts[g]), 1};
     start += counts[g];
   }
 }
@@ -144,6 +143,7 @@ class Builder {
         for (int64_t b = 0; b < blocks; ++b) start += counts_of(p, b)[r / group_];
       }
       std::vector<Cursor> place(static_cast<size_t>(here));
+      std::vector<uint16_t> list(static_cast<size_t>(block) + MaskWords::kListSlack);
       const int64_t bundles = group_ == 4 ? here : ceil_div(here, 4);
       Bundle* out = index_.bundles + p * (index_.panel_rows / 4) * blocks;
       for (int64_t b = 0; b < blocks; ++b, out += bundles) {
@@ -152,14 +152,17 @@ class Builder {
         else bundle_rows(counts_of(p, b), static_cast<int>(here), index_.panel_rows, begin, out, place.data());
         for (int64_t g = 0; g < here; ++g) {
           const int64_t row = first_bit(first + g), left = row + b * block;
-          Cursor to = place[static_cast<size_t>(g)];
-          int64_t* k = &cursor[static_cast<size_t>(g * group_)];
-          mask_.for_each_set(left, row + std::min(cols, (b + 1) * block), [&](int64_t i) {
-            const int64_t entry = to.next();
-            index_.offsets[entry] = static_cast<int16_t>((i - left) * kOffsetUnit);
-            if (group_ == 1) index_.position[k[0]++] = static_cast<int32_t>(entry);
-            else for (int s = 0; s < 4; ++s) index_.position[k[s]++] = static_cast<int32_t>(4 * entry + s);
-          });
+          const Cursor to = place[static_cast<size_t>(g)];
+          const int n = mask_.list(left, row + std::min(cols, (b + 1) * block), list.data());
+          auto put = [&](int i, int32_t entry) {
+            index_.offsets[entry] = static_cast<int16_t>(list[static_cast<size_t>(i)] * kOffsetUnit);
+            int64_t* k = &cursor[static_cast<size_t>(g * group_)];
+            if (group_ == 1) index_.position[k[0] + i] = entry;
+            else for (int s = 0; s < 4; ++s) index_.position[k[s] + i] = 4 * entry + s;
+          };
+          for (int i = 0; i < to.steps; ++i) put(i, to.at + i * to.stride);
+          for (int i = to.steps; i < n; ++i) put(i, to.rest + i - to.steps);
+          for (int64_t s = 0; s < group_; ++s) cursor[static_cast<size_t>(g * group_ + s)] += n;
         }
       }
     });
@@ -171,10 +174,12 @@ class Builder {
     std::vector<uint16_t> counts(static_cast<size_t>(cols * blocks), 0);                   // [block][column]
     for_each_item(pool_, blocks, [&](int, int64_t b) {
       uint16_t* count = counts.data() + b * cols;
-      for (int64_t g = b * block; g < std::min(groups_, (b + 1) * block); ++g) {
-        const int64_t row = first_bit(g);
-        mask_.for_each_set(row, row + cols, [&](int64_t i) { ++count[i - row]; });
-      }
+      std::vector<uint16_t> list(static_cast<size_t>(panel) + MaskWords::kListSlack);
+      for (int64_t g = b * block; g < std::min(groups_, (b + 1) * block); ++g)
+        for (int64_t c = 0; c < cols; c += panel) {
+          const int n = mask_.list(first_bit(g) + c, first_bit(g) + std::min(cols, c + panel), list.data());
+          for (int i = 0; i < n; ++i) ++count[c + list[static_cast<size_t>(i)]];
+        }
       for (int64_t p = 0; p < panels; ++p) {
         int64_t sum = 0;
         for (int64_t c = p * panel; c < std::min(cols, (p + 1) * panel); ++c) sum += count[c];
@@ -185,22 +190,27 @@ class Builder {
     for (int64_t i = 0; i < panels * blocks; ++i) index_.t_starts[i + 1] += index_.t_starts[i];
 
     for_each_item(pool_, blocks, [&](int, int64_t b) {
-      std::vector<Cursor> place(static_cast<size_t>(cols));
+      const int64_t first = b * block, last = std::min(groups_, first + block);
+      std::vector<Cursor> place(static_cast<size_t>(panel));
+      std::vector<uint16_t> list(static_cast<size_t>(panel) + MaskWords::kListSlack);
+      std::vector<int64_t> cursor(static_cast<size_t>(last - first));  // next of each row's kept elements in row-major order
+      for (int64_t g = first; g < last; ++g) cursor[static_cast<size_t>(g - first)] = row_start_[static_cast<size_t>(g * group_)];
       for (int64_t p = 0; p < panels; ++p) {
-        const int64_t here = std::min(panel, cols - p * panel);
+        const int64_t left = p * panel, here = std::min(panel, cols - left);
         Bundle* out = index_.t_bundles + p * (panel / 4) * blocks + b * ceil_div(here, 4);
-        bundle_rows(counts.data() + b * cols + p * panel, static_cast<int>(here), index_.t_panel_rows, index_.t_starts[p * blocks + b], out,
-                    place.data() + p * panel);
-      }
-      for (int64_t g = b * block; g < std::min(groups_, (b + 1) * block); ++g) {
-        const int64_t row = first_bit(g);
-        const int32_t* position = index_.position + row_start_[static_cast<size_t>(g * group_)];
-        const int16_t offset = static_cast<int16_t>((g - b * block) * group_ * kOffsetUnit);
-        mask_.for_each_set(row, row + cols, [&](int64_t i) {
-          const int64_t entry = place[static_cast<size_t>(i - row)].next();
-          index_.t_offsets[entry] = offset;
-          index_.t_permutation[entry] = *position++ / group_;
-        });
+        bundle_rows(counts.data() + b * cols + left, static_cast<int>(here), index_.t_panel_rows, index_.t_starts[p * blocks + b], out, place.data());
+        for (int64_t g = first; g < last; ++g) {
+          const int64_t begin = first_bit(g) + left;
+          const int16_t offset = static_cast<int16_t>((g - first) * group_ * kOffsetUnit);
+          const int32_t* position = index_.position + cursor[static_cast<size_t>(g - first)];
+          const int n = mask_.list(begin, begin + here, list.data());
+          for (int i = 0; i < n; ++i) {
+            const int32_t entry = place[list[static_cast<size_t>(i)]].next();
+            index_.t_offsets[entry] = offset;
+            index_.t_permutation[entry] = group_ == 4 ? position[i] / 4 : position[i];
+          }
+          cursor[static_cast<size_t>(g - first)] += n;
+        }
       }
     });
   }
@@ -211,6 +221,8 @@ class Builder {
   int64_t group_, groups_;
   std::vector<int64_t> row_start_;  // [rows] kept elements before each row
 };
+
+constexpr int64_t kListed = 1024;  // columns whose kept ones are listed at a time
 
 // f(row, first kept element of the row) for all rows, in parallel.
 template <class F>
@@ -229,8 +241,13 @@ void gather(const T* weight, int64_t row_stride, int64_t col_stride, const MaskW
   for_each_row(mask, rank, rows, cols, pool, [&](int64_t r, int64_t k) {
     const T* w = weight + r * row_stride;
     const int64_t begin = r * cols;
-    if (col_stride == 1) mask.for_each_set(begin, begin + cols, [&](int64_t i) { values[position[k++]] = w[i - begin]; });
-    else mask.for_each_set(begin, begin + cols, [&](int64_t i) { values[position[k++]] = w[(i - begin) * col_stride]; });
+    uint16_t list[kListed + MaskWords::kListSlack];
+    for (int64_t c = 0; c < cols; c += kListed, w += kListed * col_stride) {
+      const int n = mask.list(begin + c, begin + std::min(cols, c + kListed), list);
+      if (col_stride == 1) for (int i = 0; i < n; ++i) values[position[k + i]] = w[list[i]];
+      else for (int i = 0; i < n; ++i) values[position[k + i]] = w[list[i] * col_stride];
+      k += n;
+    }
     return k;
   });
 }
@@ -240,9 +257,14 @@ void scatter(const T* values, const MaskWords& mask, const int64_t* rank, const 
              const Pool& pool) {
   for_each_row(mask, rank, rows, cols, pool, [&](int64_t r, int64_t k) {
     T* w = weight + r * cols;
-    const int64_t begin = r * cols;
-    std::fill_n(w, cols, T{0});
-    mask.for_each_set(begin, begin + cols, [&](int64_t i) { w[i - begin] = values[position[k++]]; });
+    uint16_t list[kListed + MaskWords::kListSlack];
+    for (int64_t c = 0; c < cols; c += kListed, w += kListed) {
+      const int64_t here = std::min(cols - c, kListed);
+      const int n = mask.list(r * cols + c, r * cols + c + here, list);
+      std::fill_n(w, here, T{0});
+      for (int i = 0; i < n; ++i) w[list[i]] = values[position[k + i]];
+      k += n;
+    }
     return k;
   });
 }

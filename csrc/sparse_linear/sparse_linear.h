@@ -39,6 +39,10 @@ inline int64_t tile_floats(int64_t samples, int64_t features) { return (samples 
 void sparse_linear_forward_cpu(const SparseWeight& w, int64_t n, Batch<const float> x, const float* bias, Batch<float> y, float* tiles,
                                const Pool& pool);
 
+// The same in float16 (see half_kernels.h), for BundleFormat::single where half_kernels() is not nullptr; tiles are float32 all the same.
+void sparse_linear_forward_half_cpu(const SparseWeight& w, int64_t n, Batch<const float> x, const float* bias, Batch<float> y, float* tiles,
+                                    const Pool& pool);
+
 // What is nullptr is not computed. The input as it was packed (tiles) or, if that is nullptr, as it is (x).
 struct SparseLinearGradients {
   Batch<const float> dy;

@@ -4,12 +4,23 @@
 #include <cstring>
 
 #include "common/isa.h"
+#include "sparse_linear/half_kernels.h"
 #include "sparse_linear/scratch.h"
 #include "sparse_linear/sparse_linear_kernels.h"
 
 namespace acdc {
 
 ACDC_SELECT_ISA(SparseLinearKernels, sparse_linear_kernels)
+
+const HalfKernels* half_kernels() {
+  switch (cpu_fp16()) {
+#ifdef ACDC_AVX512FP16
+    case Fp16::native: return &half_kernels_native();
+#endif
+    case Fp16::emulated: return &half_kernels_emulated();
+    default: return nullptr;
+  }
+}
 
 namespace {
 
@@ -118,11 +129,54 @@ void weight_gradient(const SparseLinearKernels& kernels, const SparseWeight& w, 
 
 void sparse_linear_forward_cpu(const SparseWeight& w, int64_t n, Batch<const float> x, const float* bias, Batch<float> y, float* tiles,
                                const Pool& pool) {
-  if (n == 0 || w.rows() == 0) return;
+  if (n == 0 || (w.rows() == 0 && tiles == nullptr)) return;
   static thread_local Scratch shared;
   const SparseLinearKernels& kernels = sparse_linear_kernels();
   const bool blocks = w.format == BundleFormat::block4x1;
   Product{kernels, blocks ? kernels.apply_4x1 : kernels.apply, blocks ? 0 : 1, w.rows_side, w.values, bias, x, y, {n}, tiles}.run(pool, shared);
+  shared.trim(kKeptScratch);
+}
+
+void sparse_linear_forward_half_cpu(const SparseWeight& w, int64_t n, Batch<const float> x, const float* bias, Batch<float> y, float* tiles,
+                                    const Pool& pool) {
+  if (n == 0 || (w.rows() == 0 && tiles == nullptr)) return;
+  static thread_local Scratch shared;
+  const SparseLinearKernels& kernels = sparse_linear_kernels();
+  const HalfKernels& half = *half_kernels();
+  const BundleSide& side = w.rows_side;
+  uint16_t* values = reinterpret_cast<uint16_t*>(shared.get((w.kept + 1) / 2));
+  const int64_t per_item = 16384;
+  for_each_item(pool.for_elements(w.kept), (w.kept + per_item - 1) / per_item, [&](int, int64_t item) {
+    const int64_t first = item * per_item;
+    half.to_half(w.values + first, std::min(per_item, w.kept - first), values + first);
+  });
+  const Tiles all{n};
+  for_each_item(pool, (all.count() + 1) / 2, [&](int, int64_t item) {
+    const int64_t first = 2 * item * kTile, samples = std::min<int64_t>(kHalfTileWidth, n - first);
+    const int width = samples > kTile ? kHalfTileWidth : kTile;
+    const int64_t y_floats = (int64_t{side.panel_rows} + 1) * width, half_floats = side.cols * width / 2;
+    float* sums = my_scratch().get(y_floats + half_floats + side.cols * kTile);
+    uint16_t* packed = reinterpret_cast<uint16_t*>(sums + y_floats);
+    for (int64_t t = 2 * item; t < std::min(all.count(), 2 * item + 2); ++t) {
+      float* tile = tiles != nullptr ? tiles + all.first(t) * side.cols : sums + y_floats + half_floats;
+      const int own = all.width(t);
+      kernels.pack(x.data + all.first(t) * x.stride, x.stride, all.in(t), side.cols, tile, own);
+      uint16_t* to = packed + (all.first(t) - first);
+      for (int64_t c = 0; c < side.cols; ++c, to += width) {
+        half.to_half(tile + c * own, own, to);
+        if (own < kTile) std::fill_n(to + own, kTile - own, uint16_t{0});
+      }
+    }
+    for (int64_t p = 0; p < side.panels(); ++p) {
+      const int64_t rows = side.rows_in(p), top = p * side.panel_rows;
+      for (int64_t r = 0; r < rows; ++r) std::fill_n(sums + r * width, width, bias != nullptr ? bias[top + r] : 0.0f);
+      for (int64_t b = 0; b < side.blocks(); ++b) {
+        const int64_t start = side.starts[p * side.blocks() + b];
+        half.apply(side.first_bundle(p, b), side.bundles_in(p), side.offsets + start, values + start, packed + b * side.block_cols * width, sums, width);
+      }
+      kernels.unpack(sums, width, rows, y.data + first * y.stride + top, y.stride, samples);
+    }
+  });
   shared.trim(kKeptScratch);
 }
 

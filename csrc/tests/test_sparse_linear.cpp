@@ -4,7 +4,9 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <string>
 
+#include "sparse_linear/half_kernels.h"
 #include "tests/testing.h"
 
 using namespace acdc;
@@ -89,6 +91,14 @@ void check(const Case& c, Random& random, int threads) {
   sparse_linear_backward_cpu(w, c.n, {{dy.data(), c.rows}, {x.data(), c.cols}, nullptr, {nullptr, 0}, again.data()}, pool(1));
   CHECK(nnz == 0 || std::memcmp(dvalues.data(), again.data(), nnz * sizeof(float)) == 0);  // packed or not, whatever the threads
 
+  std::vector<float> y_half(c.n * c.rows, NAN), half_tiles(tiles.size(), NAN);
+  const bool half = c.format == BundleFormat::single && half_kernels() != nullptr;
+  if (half) {
+    sparse_linear_forward_half_cpu(w, c.n, {x.data(), c.cols}, bias.data(), {y_half.data(), c.rows}, half_tiles.data(), pool(threads));
+    CHECK(tiles.empty() || std::memcmp(tiles.data(), half_tiles.data(), tiles.size() * sizeof(float)) == 0);
+    sparse_linear_forward_half_cpu(w, c.n, {x.data(), c.cols}, bias.data(), {y_half.data(), c.rows}, nullptr, pool(1));
+  }
+
   std::vector<double> y_want(c.n * c.rows), y_size(c.n * c.rows), dx_want(c.n * c.cols), dx_size(c.n * c.cols);
   for (int64_t n = 0; n < c.n; ++n)
     for (int64_t r = 0; r < c.rows; ++r) y_size[n * c.rows + r] = std::fabs(y_want[n * c.rows + r] = bias[r]);
@@ -109,12 +119,16 @@ void check(const Case& c, Random& random, int threads) {
     CHECK(std::fabs(dvalues[index.position[k]] - dv) <= 8 * eps * size);
   }
   for (int64_t i = 0; i < c.n * c.rows; ++i) CHECK(std::fabs(y[i] - y_want[i]) <= 8 * eps * y_size[i]);
+  // Inputs and weights rounded to 11 bits, and 16 roundings of a sum of products.
+  for (int64_t i = 0; half && i < c.n * c.rows; ++i) CHECK(std::fabs(y_half[i] - y_want[i]) <= 18 * 0x1p-11 * y_size[i] + 1e-4);
   for (int64_t i = 0; i < c.n * c.cols; ++i) CHECK(std::fabs(dx[i] - dx_want[i]) <= 8 * eps * dx_size[i]);
 }
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  if (argc > 1 && std::string(argv[1]) == "emulated") setenv("ACDC_CPU_FP16", "emulated", 1);
+  CHECK(argc < 2 || half_kernels() != nullptr);
   Random random{11};
   for (BundleFormat format : {BundleFormat::single, BundleFormat::block4x1})
     for (double density : {0.0, 0.01, 0.1, 0.5, 1.0})

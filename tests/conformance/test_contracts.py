@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import acdc_kernels as acdc
 from acdc_kernels import pack_mask, topk_mask, unpack_mask
 from acdc_kernels.ops import apply_mask_, masked_adamw_, masked_sgd_, roofline
 
@@ -30,6 +31,32 @@ def steps():
 def scalars():
     """A learning rate, a scale, and no infinity found."""
     return torch.tensor(0.1), torch.tensor(64.0), torch.tensor(0.0)
+
+
+def topology(format="bundles"):
+    """Index, meta and format of a mask [8, 5]."""
+    mask = (torch.rand(2, 5) < 0.5).repeat_interleave(4, 0) if format == "bundles-4x1" else torch.rand(8, 5) < 0.5
+    pattern = "block:4x1" if format == "bundles-4x1" else "unstructured"
+    built = acdc.compress(torch.zeros(8, 5), pack_mask(mask), pattern)[1]
+    return list(built.index), list(built.meta), built.format
+
+
+def leaf(*shape, dtype=torch.float32):
+    return torch.randn(shape).to(dtype).requires_grad_()
+
+
+def values_of(args, dtype):
+    return (leaf(args[1][2], dtype=dtype), *args)
+
+
+def product(args, save):
+    """Arguments of sparse_linear, all of whose factors need a gradient."""
+    return leaf(2, 3, 5), leaf(args[1][2]), *args, leaf(8), save, False
+
+
+def gradients(args, packed, *needs):
+    x = torch.randn(5 * 16) if packed else torch.randn(2, 3, 5)
+    return torch.randn(2, 3, 8), x, packed, torch.randn(args[1][2]), *args, *needs
 
 
 CALLS = {
@@ -79,6 +106,24 @@ CALLS = {
         OPS.masked_adamw_.default,
         (*moments(d, 3), steps(), [bits()[0], None], 0.0, 0.9, 0.99, 1e-8, 0.01, True, True, *scalars()),
     ),
+    "build_bundles": lambda d: (OPS.build_bundles.default, (lambda index, *rest: (index[0], *rest))(*topology())),
+    "gather_values": lambda d: (OPS.gather_values.default, (leaf(8, 5, dtype=d), *topology())),
+    "gather_values, blocks": lambda d: (OPS.gather_values.default, (leaf(8, 5, dtype=d), *topology("bundles-4x1"))),
+    "scatter_values": lambda d: (OPS.scatter_values.default, values_of(topology(), d)),
+    "sparse_linear": lambda d: (OPS.sparse_linear.default, product(topology(), True)),
+    "sparse_linear, blocks": lambda d: (OPS.sparse_linear.default, product(topology("bundles-4x1"), False)),
+    "sparse_linear_backward": lambda d: (
+        OPS.sparse_linear_backward.default,
+        gradients(topology(), True, True, True),
+    ),
+    "sparse_linear_backward, of the input": lambda d: (
+        OPS.sparse_linear_backward.default,
+        gradients(topology("bundles-4x1"), False, True, False),
+    ),
+    "sparse_linear_backward, of the values": lambda d: (
+        OPS.sparse_linear_backward.default,
+        gradients(topology("bundles-4x1"), False, False, True),
+    ),
     "roofline_read": lambda d: (OPS.roofline_read.default, (tensors(d),)),
     "roofline_update_": lambda d: (OPS.roofline_update_.default, (*(tensors(torch.float32) for _ in range(3)), bits())),
 }
@@ -117,6 +162,66 @@ def test_a_pattern_compiles_to_one_graph_with_the_same_bits(pattern, keep):
     torch._dynamo.reset()
     masks = torch.compile(lambda w: topk_mask(w, keep, pattern), fullgraph=True, backend="aot_eager")(weights)
     assert all(torch.equal(a, b) for a, b in zip(masks, topk_mask(weights, keep, pattern), strict=True))
+
+
+def compress_multiply_decompress(weight, x, bias, index):
+    values, same = acdc.compress(weight, index)
+    y = acdc.sparse_linear(x, values, same, bias)
+    return y, acdc.decompress(values * 2, same)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("pattern", ["unstructured", "block:4x1"])
+def test_sparse_products_compile_to_one_graph_with_gradients(pattern, backend):
+    bits = pack_mask((torch.rand(10, 30) < 0.3).repeat_interleave(4, 0))
+    weight, x, bias = leaf(40, 30), leaf(3, 9, 30), leaf(40)
+    index = acdc.compress(weight, bits, pattern)[1]
+    upstream = torch.randn(3, 9, 40), torch.randn(40, 30)
+    torch._dynamo.reset()
+    compiled = torch.compile(compress_multiply_decompress, fullgraph=True, backend=backend)
+    results = []
+    for function in (compiled, compress_multiply_decompress):
+        out = function(weight, x, bias, index)
+        results.append([*out, *torch.autograd.grad(out, (weight, x, bias), upstream)])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_new_topologies_recompile_once():
+    """Lengths of an index change with every phase: after the second they are dynamic."""
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(compress_multiply_decompress, fullgraph=True, backend=counter)
+    weight, bias = leaf(40, 30), leaf(40)
+    for i in range(10):
+        index = acdc.compress(weight, pack_mask(torch.rand(40, 30) < 0.1 + 0.05 * i))[1]
+        y, dense = compiled(weight, torch.randn(6, 30), bias, index)
+        assert y.shape == (6, 40)
+        assert torch.equal(dense, acdc.decompress(acdc.compress(weight, index)[0] * 2, index))
+    assert counter.frame_count <= 2
+
+
+def test_compressing_a_mask_leaves_the_graph_and_says_why():
+    def build(weight, bits, x):
+        return acdc.sparse_linear(x, *acdc.compress(weight, bits))
+
+    weight, bits, x = torch.randn(8, 6), pack_mask(torch.rand(8, 6) < 0.5), torch.randn(3, 6)
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="in a full graph, pass compress a topology"):
+        torch.compile(build, fullgraph=True, backend="aot_eager")(weight, bits, x)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(build, backend="aot_eager")(weight, bits, x), build(weight, bits, x))
+
+
+def test_topologies_are_pytrees_to_export():
+    class Layer(torch.nn.Module):
+        def forward(self, x, values, index):
+            return acdc.sparse_linear(x, values, index)
+
+    values, index = acdc.compress(torch.randn(8, 6), pack_mask(torch.rand(8, 6) < 0.5))
+    x = torch.randn(3, 6)
+    exported = torch.export.export(Layer(), (x, values, index))
+    assert torch.equal(exported.module()(x, values, index), acdc.sparse_linear(x, values, index))
 
 
 def test_masks_carry_no_gradient():

@@ -27,11 +27,29 @@ def test_conformance_at(level):
         pytest.skip("ACDC_CPU_ISA names one level: this is that level's own run")
     files = [
         str(HERE / f"test_{name}.py")
-        for name in ("topk_mask", "topk_patterns", "masked_sgd", "masked_adamw", "mask_bits", "roofline")
+        for name in (
+            *("topk_mask", "topk_patterns", "masked_sgd", "masked_adamw", "mask_bits", "roofline"),
+            *("values", "sparse_linear"),
+        )
     ]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     run = subprocess.run(
         command, env={**os.environ, "ACDC_CPU_ISA": level}, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+
+
+def test_half_precision_products_as_their_instructions_round():
+    """Every processor can run the loops that stand in for AVX512-FP16."""
+    if not _native.available():
+        pytest.skip("no compiled kernels")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "half_precision"]
+    run = subprocess.run(
+        [*command, str(HERE / "test_sparse_linear.py")],
+        env={**os.environ, "ACDC_CPU_FP16": "emulated"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
 

@@ -16,11 +16,18 @@ from acdc_kernels.ops.values import cases, reference
 
 OPS = torch.ops.acdc_kernels
 NAMES = ("rank", "position", "bundles", "starts", "offsets", "t_bundles", "t_starts", "t_offsets", "t_permutation")
-INTEGERS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
+INTEGERS = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+}
 
 
 def same_bits(a, b):
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.view(INTEGERS[a.dtype]), b.view(INTEGERS[b.dtype]))
+    return (
+        a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.view(INTEGERS[a.dtype]), b.view(INTEGERS[b.dtype]))
+    )
 
 
 def walk(kept_of, rows, cols, panel, block, lanes):
@@ -208,13 +215,18 @@ def test_a_topology_dies_with_its_mask():
     values, topology = acdc.compress(weight, bits)
     bits[0] ^= 1
     x = torch.randn(3, 70)
-    for stale in (topology, copy.deepcopy(topology), pickle.loads(pickle.dumps(topology)), pytree.tree_map(torch.clone, topology)):
+    for stale in (
+        topology,
+        copy.deepcopy(topology),
+        pickle.loads(pickle.dumps(topology)),
+        pytree.tree_map(torch.clone, topology),
+    ):
         for call in (
             lambda stale=stale: acdc.decompress(values, stale),
             lambda stale=stale: acdc.compress(weight, stale),
             lambda stale=stale: acdc.sparse_linear(x, values, stale),
         ):
-            with pytest.raises(ValueError, match="topology must be of the mask as it is now, .* compress again"):
+            with pytest.raises(ValueError, match=r"topology must be of the mask as it is now, .* compress again"):
                 call()
     assert torch.equal(acdc.decompress(*acdc.compress(weight, bits)), weight * acdc.unpack_mask(bits, (40, 70)))
 
@@ -236,7 +248,11 @@ BAD = {
         TypeError,
         r"compress: weight must be torch.float32 or .* got torch.int32",
     ),
-    "a sparse weight": (lambda: acdc.compress(WEIGHT.to_sparse(), BITS), TypeError, r"got torch.float32 \(torch.sparse_coo\)"),
+    "a sparse weight": (
+        lambda: acdc.compress(WEIGHT.to_sparse(), BITS),
+        TypeError,
+        r"got torch.float32 \(torch.sparse_coo\)",
+    ),
     "a convolution's weight": (
         lambda: acdc.compress(torch.randn(4, 4, 3, 1), BITS),
         ValueError,
@@ -303,9 +319,21 @@ BAD = {
         ValueError,
         "got rows 4 to 7 that differ",
     ),
-    "rows of no number": (lambda: build_topology(BITS, 8.0, 6), TypeError, "build_topology: rows must be an int, got float"),
-    "negative columns": (lambda: build_topology(BITS, 8, -6), ValueError, "build_topology: cols must be at least 0, got -6"),
-    "no topology": (lambda: acdc.decompress(VALUES, BITS), TypeError, "decompress: topology must be a Topology, got Tensor"),
+    "rows of no number": (
+        lambda: build_topology(BITS, 8.0, 6),
+        TypeError,
+        "build_topology: rows must be an int, got float",
+    ),
+    "negative columns": (
+        lambda: build_topology(BITS, 8, -6),
+        ValueError,
+        "build_topology: cols must be at least 0, got -6",
+    ),
+    "no topology": (
+        lambda: acdc.decompress(VALUES, BITS),
+        TypeError,
+        "decompress: topology must be a Topology, got Tensor",
+    ),
     "too few values": (
         lambda: acdc.decompress(VALUES[1:], TOPOLOGY),
         ValueError,

@@ -46,7 +46,12 @@ def mixed_dtypes():
 
 REFUSED = {
     # model, settings, error, what it says
-    "kernels": (net, {"kernels": "triton"}, ValueError, "kernels must be 'auto' or 'model' or 'dense' or 'sparse' or 'fp16', got 'triton'"),
+    "kernels": (
+        net,
+        {"kernels": "triton"},
+        ValueError,
+        "kernels must be 'auto' or 'model' or 'dense' or 'sparse' or 'fp16', got 'triton'",
+    ),
     "storage": (net, {"storage": "compact"}, ValueError, "storage must be 'dense', got 'compact'"),
     "tie rule": (net, {"tie_rule": "first"}, ValueError, "tie_rule must be 'lowest_index' or 'reference', got 'first'"),
     "tie rule of a pattern": (
