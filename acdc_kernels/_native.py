@@ -55,10 +55,13 @@ def cpu_isa() -> str:
     return native.cpu_isa() if native is not None else "none"
 
 
-def has_cpu_fp16() -> bool:
-    """Whether half-precision CPU kernels (AVX512-FP16) were built, and can run at the level that is set."""
+def cpu_fp16() -> str:
+    """Whether half-precision CPU products can run: ``native`` (AVX512-FP16), ``emulated``, ``none``.
+
+    ``ACDC_CPU_FP16=emulated`` asks for emulation, which is slow and for tests.
+    """
     native, _ = _load()
-    return bool(getattr(native, "has_avx512_fp16", lambda: False)())
+    return native.cpu_fp16() if native is not None else "none"
 
 
 @functools.cache

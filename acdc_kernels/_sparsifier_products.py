@@ -134,7 +134,7 @@ class Products:
         return lines
 
     def load_state_dict(self, state: Mapping[str, Any], phase: Phase, step: int) -> None:
-        """Goes on with the plan of ``state``, which ``differences`` has nothing against; the masks of ``phase`` are set.
+        """Goes on with the plan of ``state``, of which ``differences`` names none; the masks of ``phase`` are set.
 
         Made under another setting of ``kernels`` it is made anew: at once where nothing is to be timed, else after the
         next update.
@@ -172,7 +172,7 @@ class Products:
 
     def _missing(self, kind: type[Product], fp16: bool) -> str | None:
         """Why compiled kernels are missing; an explicit request runs on the reference, which warns."""
-        return None if self._kernels == "sparse" else kind.missing(fp16)
+        return None if self._kernels == "sparse" else kind.missing(fp16, self._pattern)
 
     def _place(self, name: str, product: Product | None) -> None:
         _fill(self._layers[name][0], product)

@@ -1,4 +1,4 @@
-"""The plan: which kernel computes each product of each layer in one compressed phase, so that none is slower than dense.
+"""The plan: which kernel computes each product of each layer in a compressed phase, so that none is slower than dense.
 
 A cost model first drops what it expects to be much slower than dense. What is left is timed on the real shapes, dense
 included, within a budget, and remembered on disk; a sparse kernel has to be clearly faster, and at last the whole layer
@@ -224,7 +224,8 @@ def _processor() -> str:
 
 def machine_key() -> str:
     """What times depend on, beside the layer."""
-    return f"float32 threads={torch.get_num_threads()} {_native.cpu_isa()} {_processor()} torch {torch.__version__} {__version__}"
+    ours = f"threads={torch.get_num_threads()} {_native.cpu_isa()} {__version__}"
+    return f"float32 {ours}, torch {torch.__version__}, {_processor()}"
 
 
 class Planner:

@@ -75,15 +75,29 @@ class Sparsifier:
         exempt: what never competes: a name or glob of layers or parameters (``"head"``, ``"blocks.*.proj"``), a
             predicate ``(layer name, layer) -> bool``, or an iterable of these.
         reset_momentum: whether a dense phase that follows a compressed one starts with zero momentum.
-        kernels: ``"auto"`` or ``"dense"``: dense products with masked weights, in this version.
+        kernels: what computes the products of linear layers (see below) in compressed phases: ``"auto"``: sparse
+            kernels where they are measured to be faster; ``"model"``: where a cost model expects them to be, without
+            timing; ``"sparse"``: sparse kernels wherever a layer can have them; ``"fp16"``: as auto, with forwards in
+            half precision to choose from; ``"dense"``: never.
         storage: ``"dense"``: parameters stay whole.
         tie_rule: ``"lowest_index"``; or ``"reference"``, the masks of the paper's published code, which keeps only what
             is strictly greater than the k-th largest |w| + 1e-4 (unstructured only; copies the weights).
-        process_group: the processes that hold replicas of the model: at each flip they check that their masks agree.
-            None: no check. Not for sharded models, whose processes agree by construction.
+        process_group: the processes that hold replicas of the model: at each flip they check that their masks agree,
+            and take rank 0's plan. None: no check. Not for sharded models, whose processes agree by construction.
         dense_snapshot: where the dense twin waits during a compressed phase: ``"disk"`` (a temporary file),
             ``"memory"`` (a copy of the model), or the path of a file to write and leave there. A schedule that starts
             compressed writes it at once.
+
+    At the start of each compressed phase the layers' products are planned, for each of forward, input gradient and
+    weight gradient apart: dense and sparse kernels are timed on the shapes that training has shown, within 1% of the
+    phase, and a sparse one is used only if it is clearly faster; ``plan()`` tells which, and why. Times are remembered
+    in ``$ACDC_PLAN_CACHE`` (a folder; "0": not at all; by default ``~/.cache/acdc-kernels``). Sparse kernels are for
+    ``nn.Linear`` in float32 on CPUs, with patterns ``"unstructured"`` and ``"block:4x1"``. They give the gradients of
+    masked weights as +0.0, where dense products compute them; a norm of all gradients notices. The plan is part of
+    the state: inside a phase it is restored and never timed again; between phases, bits depend on what is measured,
+    unless ``kernels`` is ``"model"``, ``"sparse"`` or ``"dense"`` or torch's deterministic algorithms are on, which let
+    the cost model decide. In eager mode and compiled models alike; double backward needs ``"dense"``. Don't write to
+    masked weights through ``.data`` in a compressed phase: nothing can notice that.
 
     The constructor applies the phase of step 0. To resume, make model, optimizer and sparsifier as at the start, then
     load the state of each, in any order.
@@ -95,7 +109,8 @@ class Sparsifier:
         TypeError: ``optimizer`` has no masks; ``model``, ``schedule`` or ``exempt`` is of another type.
         ValueError: a setting is out of range or not available; an exempt name matches no layer; nothing is prunable;
             competing weights are on several devices, of several dtypes, or masked already; the model has a sparsifier
-            already; a weight that phase 0 would threshold holds NaN. Nothing was changed then.
+            already; no layer can have the ``kernels`` that were named; a weight that phase 0 would threshold holds NaN.
+            Nothing was changed then.
     """
 
     def __init__(
@@ -337,10 +352,11 @@ class Sparsifier:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resumes at the step, with the masks and the dense twin, that ``state`` holds: nothing is thresholded anew.
+        """Resumes at the step, with the masks, plan and dense twin, that ``state`` holds: nothing is decided anew.
 
         Schedule, settings and competing weights must be those of the run that saved it; ``kernels``, ``storage`` and
-        ``dense_snapshot`` may differ. The model's and the optimizer's state can be loaded before or after.
+        ``dense_snapshot`` may differ (with other ``kernels`` the plan is made anew). The model's and the optimizer's
+        state can be loaded before or after.
 
         Raises ValueError, naming every difference, before anything is changed; RuntimeError after ``remove()``.
         """

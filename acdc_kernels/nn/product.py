@@ -1,4 +1,4 @@
-"""What every kind of product shares that can stand in a wrapped layer's place ``product``, and what the plan asks of it.
+"""What all products share that can stand in a wrapped layer's place ``product``, and what the plan asks of them.
 
 A product *observes* (computes as the layer itself does, and notes what the plan must know), or it *runs* (in a
 compressed phase, by the kernels that the plan has chosen). In between the place is empty: the layer's own forward runs.
@@ -115,8 +115,8 @@ class Product:
         raise NotImplementedError
 
     @staticmethod
-    def missing(fp16: bool) -> str | None:
-        """Why compiled kernels (with ``fp16``: those of half precision) can't run on this machine; None if they can."""
+    def missing(fp16: bool, pattern: str = "unstructured") -> str | None:
+        """Why compiled kernels (with ``fp16``: those of half precision) can't run here; None if they can."""
         raise NotImplementedError
 
     def build(self, bits: Tensor, pattern: str) -> Any:

@@ -66,7 +66,7 @@ class _Run:
 
 
 def _forward(run: _Run, x: Tensor, weight: Tensor, bias: Tensor | None, save: bool, keep: bool) -> tuple[Tensor, ...]:
-    """(y, tiles, values); tiles is empty unless ``save``, values None unless a sparse forward or ``keep`` needs them."""
+    """(y, tiles, values): tiles are empty unless ``save``, values None unless sparse or to ``keep``."""
     values = gather_values_op(weight, *run.where) if run.sparse_forward or keep else None
     if run.sparse_forward:
         return *sparse_linear_op(x, values, *run.where, bias, save, run.forward == FP16), values
@@ -194,11 +194,13 @@ class LinearProduct(Product):
         return None
 
     @staticmethod
-    def missing(fp16: bool) -> str | None:
+    def missing(fp16: bool, pattern: str = "unstructured") -> str | None:
         if not has_kernel(sparse_linear_op, "cpu"):
             return f"no compiled kernels: {_native.why_not() or 'this build has no sparse_linear'}"
-        if fp16 and not _native.has_cpu_fp16():
-            return "this processor (or the level that ACDC_CPU_ISA forces) has no AVX512-FP16"
+        if fp16 and _native.cpu_fp16() == "none":
+            return "this processor, build or ACDC_CPU_ISA has no AVX512-FP16"
+        if fp16 and pattern != "unstructured":
+            return f"no half-precision kernels for pattern {pattern!r}"
         return None
 
     def build(self, bits: Tensor, pattern: str) -> Topology:
@@ -253,7 +255,7 @@ class LinearProduct(Product):
             if weight.requires_grad and torch.is_grad_enabled():
                 self._note(input, input.requires_grad)
             return nn.Linear.forward(layer, input)
-        bias = parameters["bias"] if "bias" in parameters else layer.bias
+        bias = parameters["bias"] if "bias" in parameters else layer.bias  # noqa: SIM401 (computed by a parametrization)
         if _obstacle(input) or (run := self._run_for(input, bias)) is None:
             return nn.Linear.forward(layer, input)
         if torch.is_grad_enabled():

@@ -51,6 +51,51 @@ def replicas(rank: int, world: int) -> dict:
     }
 
 
+def replicas_share_the_plan(rank: int, world: int) -> dict:
+    """Every rank would choose otherwise; rank 0's plan is used everywhere, from before the first update on."""
+    from acdc_kernels import plan
+    from acdc_kernels.nn.product import DENSE, SPARSE
+    from acdc_kernels.nn.sparse_linear import LinearProduct
+
+    asked = []
+
+    def choose(self: plan.Planner, trials: dict, previous: dict, budget: float) -> dict:
+        asked.append(sorted(trials))
+        kernel = SPARSE if rank == 0 else DENSE
+        return {
+            name: {
+                product: plan.Choice(kernel, f"as rank {rank} likes it", {kernel: 1.0}) for product in trial.computed
+            }
+            for name, trial in trials.items()
+        }
+
+    plan.Planner.plan = choose
+    LinearProduct.missing = staticmethod(lambda fp16, pattern="unstructured": None)
+    results = {}
+    # D2 C2 D2 C2, and C2 D2 C2, whose plan has to wait for the first update
+    for name, schedule in {
+        "dense first": acdc.schedules.acdc(total=8, warmup=2, compressed=2, dense=2, final_dense=0, final_compressed=2),
+        "compressed first": acdc.schedules.acdc(6, 0, 2, 2, 0, 2),
+    }.items():
+        model = nn.parallel.DistributedDataParallel(net())
+        optimizer = acdc.MaskedSGD(model.parameters(), lr=0.1, momentum=0.9)
+        sparsifier = acdc.Sparsifier(model, optimizer, schedule, sparsity=0.8, process_group=dist.group.WORLD)
+        sparse = []
+        for step in range(schedule.total_steps):
+            update(model, optimizer, step, rank)
+            products = [getattr(layer, "product", None) for layer in model.module]
+            sparse.append(sum(product is not None and product.topology is not None for product in products))
+            sparsifier.step()
+        results[name] = {
+            "sparse": sparse,
+            "reasons": sorted({row.reason for row in sparsifier.plan()}),
+            "plan": [row.to_dict() for row in sparsifier.plan()],
+            "asked": len(asked),
+            "weights": {key: p.detach() for key, p in model.module.named_parameters()},
+        }
+    return results
+
+
 def replicas_of_a_group(rank: int, world: int) -> dict:
     """DistributedDataParallel over a group of one's own, which can't be pickled: the twin is the module inside."""
     group = dist.new_group([0, 1])

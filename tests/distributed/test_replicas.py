@@ -33,3 +33,14 @@ def test_the_twin_of_replicas_in_a_group_of_their_own(together):
     for rank in together("replicas_of_a_group"):
         assert rank["same"]
         assert rank["sparsity"] == pytest.approx(round(0.8 * n) / n, abs=1e-12)
+
+
+def test_the_plan_of_rank_0_is_used_everywhere(together):
+    first, second = together("replicas_share_the_plan")
+    for name, sparse in {"dense first": [0, 0, 3, 3, 0, 0, 3, 3], "compressed first": [0, 3, 0, 0, 3, 3]}.items():
+        one, other = first[name], second[name]
+        assert one["sparse"] == other["sparse"] == sparse
+        assert one["plan"] == other["plan"]
+        assert one["reasons"] == ["as rank 0 likes it", "the input needs no gradient"]
+        assert one["asked"] > 0 == other["asked"]
+        assert all(torch.equal(p, other["weights"][key]) for key, p in one["weights"].items())

@@ -162,7 +162,7 @@ def test_without_gradients(sparse_calls):
 
 
 def test_the_weight_gradient_is_the_callers(sparse_calls):
-    layer, mask, _ = make()
+    layer, _mask, _ = make()
     x = torch.randn(4, COLS)
     grads = []
     for _ in range(2):
@@ -312,7 +312,7 @@ def test_transforms_of_torch_func(sparse_calls):
 def test_forward_mode(sparse_calls):
     from torch.autograd import forward_ad
 
-    layer, _, dense = make()
+    layer, _, _dense = make()
     with forward_ad.dual_level():
         x = forward_ad.make_dual(torch.randn(2, COLS), torch.ones(2, COLS))
         assert forward_ad.unpack_dual(layer(x)).tangent is not None
@@ -323,7 +323,7 @@ def test_subclasses_and_meta(sparse_calls):
     class Mine(torch.Tensor):
         pass
 
-    layer, _, dense = make()
+    layer, _, _dense = make()
     assert type(layer(torch.randn(2, COLS).as_subclass(Mine))) is Mine
     with torch.device("meta"), pytest.raises((RuntimeError, NotImplementedError)):
         layer(torch.randn(2, COLS))
@@ -368,7 +368,7 @@ def test_a_weight_average_is_dense(sparse_calls):
 
 
 def test_weights_that_leave_the_mask_are_seen(sparse_calls):
-    layer, mask, dense = make()
+    layer, _mask, _dense = make()
     x = torch.randn(3, COLS)
     layer(x)
     assert sparse_calls.forward == 1
@@ -547,7 +547,7 @@ def test_compiled_it_follows_every_change(fresh, sparse_calls):
 
 
 def test_compiled_a_change_between_forward_and_backward(fresh):
-    layer, mask, dense = make()
+    layer, _mask, dense = make()
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     x = torch.randn(8, COLS, requires_grad=True)
     y = compiled(x).square().sum()

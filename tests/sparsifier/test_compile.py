@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import acdc_kernels as acdc
+from acdc_kernels.nn import sparse_linear
+from acdc_kernels.nn.product import DENSE, SPARSE
+from acdc_kernels.nn.sparse_linear import LinearProduct
+from acdc_kernels.plan import Choice, Planner
 
 SCHEDULE = acdc.schedules.acdc(total=20, warmup=2, compressed=2, dense=2, final_dense=2, final_compressed=4)
 OPTIMIZERS = {
@@ -19,7 +25,9 @@ OPTIMIZERS = {
 @pytest.fixture(autouse=True)
 def fresh():
     torch._dynamo.reset()
-    yield
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*plain torch reference")
+        yield
     torch._dynamo.reset()
 
 
@@ -33,10 +41,16 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(8, 6, generator=generator), torch.randint(4, (8,), generator=generator)
 
 
-def train(make: str, compile_model=lambda model: model, compile_step=lambda step: step, decay: bool = True):
+def train(
+    make: str,
+    compile_model=lambda model: model,
+    compile_step=lambda step: step,
+    decay: bool = True,
+    kernels: str = "auto",
+):
     model = net()
     optimizer = OPTIMIZERS[make](model.parameters())
-    sparsifier = acdc.Sparsifier(model, optimizer, SCHEDULE, sparsity=0.75)
+    sparsifier = acdc.Sparsifier(model, optimizer, SCHEDULE, sparsity=0.75, kernels=kernels)
     forward, step = compile_model(model), compile_step(optimizer.step)
     kinds = []
     for i in range(SCHEDULE.total_steps):
@@ -52,15 +66,68 @@ def train(make: str, compile_model=lambda model: model, compile_step=lambda step
     return model, sparsifier
 
 
+@pytest.fixture
+def sparse_calls(monkeypatch):
+    """One entry for each forward by sparse kernels."""
+    calls = []
+    forward = sparse_linear._forward
+
+    def count(run, *args):
+        calls.extend([1] * run.sparse_forward)
+        return forward(run, *args)
+
+    monkeypatch.setattr(sparse_linear, "_forward", count)
+    return calls
+
+
+# Once with products in their places, which observe or run sparse, and once without: seven changes of phase compile
+# nothing more. Where products never come, the layers' own graph is the only one.
+GRAPHS = {"dense": 1, "sparse": 2, "auto": 2 if LinearProduct.missing(fp16=False) is None else 1}
+
+
+@pytest.mark.parametrize("kernels", GRAPHS)
 @pytest.mark.parametrize("make", OPTIMIZERS)
-def test_a_compiled_model_is_compiled_once(make):
+def test_a_compiled_model_is_compiled_once_with_products_and_once_without(make, kernels, sparse_calls):
     counter = CompileCounterWithBackend("aot_eager")
-    model, sparsifier = train(make, compile_model=lambda model: torch.compile(model, backend=counter, fullgraph=True))
-    plain, _ = train(make)
-    assert counter.frame_count == 1
+    model, sparsifier = train(
+        make, lambda model: torch.compile(model, backend=counter, fullgraph=True), kernels=kernels
+    )
+    assert len(sparse_calls) == (3 * 10 if kernels == "sparse" else 0)
+    plain, _ = train(make, kernels="dense")
+    assert counter.frame_count == GRAPHS[kernels]
     for name, p in model.named_parameters():
         assert torch.allclose(p, plain.get_parameter(name), atol=1e-5)
     assert sparsifier.achieved_sparsity() == 0.75
+
+
+def test_plans_that_change_from_phase_to_phase_stay_within_the_compilers_limit(monkeypatch):
+    """Of three layers each phase runs another set sparse: all eight sets, and there is a limit of eight graphs."""
+    monkeypatch.setattr(LinearProduct, "missing", staticmethod(lambda fp16, pattern="unstructured": None))
+    phases = iter([(), (0,), (1,), (0, 1, 2), (2,), (0, 2), (1, 2), (0, 1)])
+
+    def plan(self, trials, previous, budget):
+        names, chosen = list(trials), next(phases)
+        kernels = [SPARSE if i in chosen else DENSE for i in range(3)]
+        return {
+            name: {product: Choice(kernel, "") for product in trials[name].computed}
+            for name, kernel in zip(names, kernels, strict=True)
+        }
+
+    monkeypatch.setattr(Planner, "plan", plan)
+    schedule = acdc.schedules.acdc(total=32, warmup=2, compressed=2, dense=2, final_dense=0, final_compressed=2)
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    sparsifier = acdc.Sparsifier(model, optimizer, schedule, sparsity=0.75)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    for i in range(32):
+        x, y = batch(i)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(compiled(x), y).backward()
+        optimizer.step()
+        sparsifier.step()
+    assert next(phases, None) is None
+    assert counter.frame_count <= 5  # observing, none, then one for each time that a layer is sparse at first
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS)
@@ -75,9 +142,10 @@ def test_a_compiled_step_is_compiled_at_most_once_for_each_kind_of_step(make):
     assert sparsifier.achieved_sparsity() == 0.75
 
 
-def test_model_and_step_compiled_by_inductor():
-    model, sparsifier = train("sgd", torch.compile, torch.compile)
-    plain, _ = train("sgd")
+@pytest.mark.parametrize("kernels", ["auto", "sparse"])
+def test_model_and_step_compiled_by_inductor(kernels):
+    model, sparsifier = train("sgd", torch.compile, torch.compile, kernels=kernels)
+    plain, _ = train("sgd", kernels="dense")
     for name, p in model.named_parameters():
         assert torch.allclose(p, plain.get_parameter(name), atol=1e-4)
     assert sparsifier.achieved_sparsity() == 0.75

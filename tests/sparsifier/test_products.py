@@ -359,14 +359,16 @@ def test_a_refusal_leaves_the_model_as_it_was():
 
 
 def test_half_precision_needs_its_processor(monkeypatch):
-    monkeypatch.setattr(_native, "has_cpu_fp16", lambda: False)
-    with pytest.raises(ValueError, match="got 'fp16': 0: (this processor .* has no AVX512-FP16|no compiled kernels)"):
+    monkeypatch.setattr(_native, "cpu_fp16", lambda: "none")
+    with pytest.raises(
+        ValueError, match=r"got 'fp16': 0: (this processor, build .* no AVX512-FP16|no compiled kernels)"
+    ):
         Run("fp16")
 
 
 @needs_kernels
 def test_half_precision_is_a_candidate(monkeypatch, measured):
-    monkeypatch.setattr(_native, "has_cpu_fp16", lambda: True)
+    monkeypatch.setattr(_native, "cpu_fp16", lambda: "native")
     seen = []
     monkeypatch.setattr(plan.Planner, "plan", lambda self, trials, previous, budget: seen.append(trials) or {})
     Run("fp16").train(2)
