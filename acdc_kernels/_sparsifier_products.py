@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 import weakref
 from collections import deque
@@ -40,7 +39,7 @@ class Products:
     ValueError if ``kernels`` names what no layer here can have.
 
     Attributes:
-        seconds: spent on planning so far, without the building of indexes.
+        seconds: spent on planning by this process, without the building of indexes.
     """
 
     def __init__(
@@ -123,7 +122,6 @@ class Products:
             "pending": self._pending,
             "rows": [row.to_dict() for row in self._rows],
             "observed": {name: asdict(seen) for name, seen in self._observed.items()},
-            "seconds": self.seconds,
         }
 
     def differences(self, state: object, phase: Phase) -> list[str]:
@@ -141,7 +139,6 @@ class Products:
         """
         self.end()
         self._last_step = None
-        self.seconds = state["seconds"]
         self._rows = [PlanRow.from_dict(row) for row in state["rows"]]
         self._observed = {name: Observation(**seen) for name, seen in state["observed"].items()}
         for product in self._products.values():
@@ -361,7 +358,7 @@ def _empty(places: list[tuple[nn.Module, Product]]) -> None:
 
 def _differences(plan: object, layers: Mapping[str, object]) -> list[str]:
     """A line for each thing that keeps ``plan`` from being a plan for ``layers``."""
-    kinds = {"kernels": str, "pending": bool, "rows": list, "observed": Mapping, "seconds": float}
+    kinds = {"kernels": str, "pending": bool, "rows": list, "observed": Mapping}
     if not isinstance(plan, Mapping):
         return [f"plan must be a mapping, got {plan!r}"]
     wrong = [name for name, kind in kinds.items() if not isinstance(plan.get(name), kind)]
@@ -369,8 +366,6 @@ def _differences(plan: object, layers: Mapping[str, object]) -> list[str]:
     if wrong:
         return [f"plan must hold {', '.join(kinds)}; not so: {', '.join(wrong)}"]
     lines = []
-    if not (math.isfinite(plan["seconds"]) and plan["seconds"] >= 0):
-        lines.append(f"plan's seconds must be at least 0, got {plan['seconds']}")
     for i, row in enumerate(plan["rows"]):
         try:
             name = PlanRow.from_dict(row).layer

@@ -281,7 +281,10 @@ class Sparsifier:
 
     @property
     def planning_seconds(self) -> float:
-        """Spent on planning so far: at most 1% of the compressed phases. The building of indexes belongs to flips."""
+        """Spent on planning by this object: at most 1% of compressed phases. Building indexes belongs to the flips.
+
+        Not part of the state, which two runs of the same bits have in common.
+        """
         return self._products.seconds
 
     def dense_twin(self) -> nn.Module:

@@ -315,9 +315,12 @@ def _obstacle_in_graph(x: Tensor) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result
 def _transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+# What torch.compiler.assume_constant_result does, which would import the compiler: half a second, for everybody.
+_transformed._dynamo_marked_constant = True
 
 
 def _obstacle(x: Tensor) -> str | None:
