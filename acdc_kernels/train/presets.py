@@ -51,7 +51,7 @@ PRESETS = {
     preset.name: preset
     for preset in (
         Preset(
-            "demo", "MLP 1024 wide on scikit-learn's 8x8 digits", "digits", "mlp-1024", 40, 32, 0.02, validation=1 / 6
+            "demo", "MLP 2048 wide on scikit-learn's 8x8 digits", "digits", "mlp-2048", 40, 64, 0.04, validation=1 / 6
         ),
         Preset("fashion-mnist-mlp", "MLP 2048 wide on Fashion-MNIST", "fashion-mnist", "mlp-2048", 12, 256, 0.05),
         Preset("fashion-mnist", "CNN of 241,184 weights on Fashion-MNIST", "fashion-mnist", "cnn", 14, 128, 0.05),

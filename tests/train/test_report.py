@@ -42,7 +42,7 @@ def test_the_report_of_an_acdc_run(finished):
     assert report["flops"]["inference"] == sparse["inference_flops"]
     assert report["data"]["samples"] == {"train": 1197, "validation": 240, "test": 360}
     assert report["data"]["unit"] == "images"
-    weights, biases = 64 * 1024 + 1024 * 1024 + 1024 * 10, 1024 + 1024 + 10
+    weights, biases = 64 * 2048 + 2048 * 2048 + 2048 * 10, 2048 + 2048 + 10
     held = {name: report["memory"][f"{name}_bytes"] for name in ("model", "optimizer", "mask", "twin_on_disk")}
     size = 4 * (weights + biases)
     assert held == {"model": size, "optimizer": size, "mask": weights // 8, "twin_on_disk": size}
@@ -127,8 +127,8 @@ def test_the_summary_shows_the_pair_and_both_savings(finished):
         r"^training time +[\d.]+ s in dense phases .* ms a step\), [\d.]+ s in compressed phases", text, re.M
     )
     assert re.search(
-        r"^memory +peak [\d,.]+ [MG]iB; model 4.3 MiB, optimizer 4.3 MiB, mask 137.2 KiB(, topology [\d.]+ [KM]iB)?; "
-        r"dense twin on disk 4.3 MiB$",
+        r"^memory +peak [\d,.]+ [MG]iB; model 16.6 MiB, optimizer 16.6 MiB, mask 530.5 KiB(, topology [\d.]+ [KM]iB)?; "
+        r"dense twin on disk 16.6 MiB$",
         text,
         re.M,
     )
