@@ -93,6 +93,10 @@ Tensors build_bundles(const Tensor& bits, Ints meta, std::string format) {
   return Tensors(index.begin() + 1, index.end());
 }
 
+void check_mask(BundleError error, const char* op) {
+  STD_TORCH_CHECK(error == BundleError::none, op, ": index must be of the mask as it is now, got one whose bits were changed since it was built; compress again");
+}
+
 int value_bytes(const Tensor& t, const char* op) { return static_cast<int>(element_bytes(dtype_of(t, op))); }
 
 Tensor gather_values(const Tensor& weight, Tensors index, Ints meta, std::string format) {
@@ -102,8 +106,9 @@ Tensor gather_values(const Tensor& weight, Tensors index, Ints meta, std::string
   STD_TORCH_CHECK(weight.is_cpu() && weight.dim() == 2 && weight.size(0) == m.rows && weight.size(1) == m.cols, op, ": weight must have shape [", m.rows,
                   ", ", m.cols, "]");
   Tensor values = torch::stable::new_empty(weight, {m.kept});
-  gather_values_cpu(weight.const_data_ptr(), weight.stride(0), weight.stride(1), bits_of(index[0], m.rows * m.cols, op), i.rank, i.position, m.rows,
-                    m.cols, value_bytes(weight, op), values.mutable_data_ptr(), pool());
+  check_mask(gather_values_cpu(weight.const_data_ptr(), weight.stride(0), weight.stride(1), bits_of(index[0], m.rows * m.cols, op), i.rank,
+                               i.position, m.rows, m.cols, value_bytes(weight, op), values.mutable_data_ptr(), pool()),
+             op);
   return values;
 }
 
@@ -114,8 +119,9 @@ Tensor scatter_values(const Tensor& values, Tensors index, Ints meta, std::strin
   STD_TORCH_CHECK(values.is_cpu() && values.dim() == 1 && values.numel() == m.kept, op, ": values must have ", m.kept, " elements");
   const Tensor dense = torch::stable::contiguous(values);
   Tensor weight = torch::stable::new_empty(values, {m.rows, m.cols});
-  scatter_values_cpu(dense.const_data_ptr(), bits_of(index[0], m.rows * m.cols, op), i.rank, i.position, m.rows, m.cols, value_bytes(values, op),
-                     weight.mutable_data_ptr(), pool());
+  check_mask(scatter_values_cpu(dense.const_data_ptr(), bits_of(index[0], m.rows * m.cols, op), i.rank, i.position, m.rows, m.cols,
+                                value_bytes(values, op), weight.mutable_data_ptr(), pool()),
+             op);
   return weight;
 }
 

@@ -2,6 +2,9 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <exception>
+
+#include "common/ieee.h"
 
 namespace acdc {
 
@@ -17,7 +20,8 @@ struct Pool {
   }
 };
 
-// f(worker, item) for every item of [0, items); workers are numbered from 0 and take items as they become free.
+// f(worker, item) for every item of [0, items); workers are numbered from 0 and take items as they become free. All compute with the
+// caller's treatment of denormals; what one of them throws is thrown here, once all have stopped.
 template <class F>
 void for_each_item(const Pool& pool, int64_t items, int max_workers, const F& f) {
   int64_t workers = pool.threads < max_workers ? pool.threads : max_workers;
@@ -29,13 +33,22 @@ void for_each_item(const Pool& pool, int64_t items, int max_workers, const F& f)
   struct Shared {
     const F* f;
     int64_t items;
+    FloatMode mode;
     std::atomic<int64_t> next;
-  } shared{&f, items, {0}};
+    std::atomic<bool> failed;
+    std::exception_ptr error;
+  } shared{&f, items, FloatMode::here(), {0}, {false}, nullptr};
   pool.parallel_for(0, workers, 1, [](int64_t first, int64_t last, void* context) {
     auto& s = *static_cast<Shared*>(context);
-    for (int64_t worker = first; worker < last; ++worker)
-      for (int64_t i; (i = s.next.fetch_add(1, std::memory_order_relaxed)) < s.items;) (*s.f)(static_cast<int>(worker), i);
+    const ScopedFloatMode as_caller(s.mode);
+    for (int64_t worker = first; worker < last; ++worker) try {
+        for (int64_t i; (i = s.next.fetch_add(1, std::memory_order_relaxed)) < s.items;) (*s.f)(static_cast<int>(worker), i);
+      } catch (...) {
+        s.next.store(s.items, std::memory_order_relaxed);
+        if (!s.failed.exchange(true)) s.error = std::current_exception();
+      }
   }, &shared);
+  if (shared.error) std::rethrow_exception(shared.error);
 }
 
 template <class F>

@@ -21,7 +21,7 @@ struct Cursor {
     if (steps == 0) return rest++;
     --steps;
     const int32_t here = at;
-    at += stride;
+    at = static_cast<int32_t>(static_cast<uint32_t>(at) + static_cast<uint32_t>(stride));  // beyond the last entry nobody reads it
     return here;
   }
 };
@@ -224,21 +224,27 @@ class Builder {
 
 constexpr int64_t kListed = 1024;  // columns whose kept ones are listed at a time
 
-// f(row, first kept element of the row) for all rows, in parallel.
+// f(row, first kept element of the row) for all rows, in parallel; none of a group of rows whose mask isn't the one that `rank` counts.
 template <class F>
-void for_each_row(const MaskWords& mask, const int64_t* rank, int64_t rows, int64_t cols, const Pool& pool, const F& f) {
+BundleError for_each_row(const MaskWords& mask, const int64_t* rank, int64_t rows, int64_t cols, const Pool& pool, const F& f) {
   const int64_t per_item = std::max<int64_t>(1, 65536 / std::max<int64_t>(1, cols));
+  std::atomic<bool> same{true};
   for_each_item(pool.for_elements(rows * cols / 4), ceil_div(rows, per_item), [&](int, int64_t item) {
-    const int64_t first = item * per_item, chunk = first * cols / kRankElements;
+    const int64_t first = item * per_item, last = std::min(rows, first + per_item), chunk = first * cols / kRankElements;
+    for (int64_t c = chunk; c * kRankElements < last * cols; ++c) {
+      const int64_t end = std::min(rows * cols, (c + 1) * kRankElements);
+      if (rank[c] + mask.count(c * kRankElements, end) != rank[c + 1]) return same.store(false, std::memory_order_relaxed);
+    }
     int64_t k = rank[chunk] + mask.count(chunk * kRankElements, first * cols);
-    for (int64_t r = first; r < std::min(rows, first + per_item); ++r) k = f(r, k);
+    for (int64_t r = first; r < last; ++r) k = f(r, k);
   });
+  return same.load() ? BundleError::none : BundleError::mask_differs;
 }
 
 template <class T>
-void gather(const T* weight, int64_t row_stride, int64_t col_stride, const MaskWords& mask, const int64_t* rank, const int32_t* position,
+BundleError gather(const T* weight, int64_t row_stride, int64_t col_stride, const MaskWords& mask, const int64_t* rank, const int32_t* position,
             int64_t rows, int64_t cols, T* values, const Pool& pool) {
-  for_each_row(mask, rank, rows, cols, pool, [&](int64_t r, int64_t k) {
+  return for_each_row(mask, rank, rows, cols, pool, [&](int64_t r, int64_t k) {
     const T* w = weight + r * row_stride;
     const int64_t begin = r * cols;
     uint16_t list[kListed + MaskWords::kListSlack];
@@ -253,9 +259,9 @@ void gather(const T* weight, int64_t row_stride, int64_t col_stride, const MaskW
 }
 
 template <class T>
-void scatter(const T* values, const MaskWords& mask, const int64_t* rank, const int32_t* position, int64_t rows, int64_t cols, T* weight,
+BundleError scatter(const T* values, const MaskWords& mask, const int64_t* rank, const int32_t* position, int64_t rows, int64_t cols, T* weight,
              const Pool& pool) {
-  for_each_row(mask, rank, rows, cols, pool, [&](int64_t r, int64_t k) {
+  return for_each_row(mask, rank, rows, cols, pool, [&](int64_t r, int64_t k) {
     T* w = weight + r * cols;
     uint16_t list[kListed + MaskWords::kListSlack];
     for (int64_t c = 0; c < cols; c += kListed, w += kListed) {
@@ -278,28 +284,24 @@ int64_t bundle_count(int64_t rows, int64_t cols, int32_t panel_rows, int32_t blo
 
 BundleError build_bundles_cpu(const uint8_t* bits, const BundleIndex& index, const Pool& pool) { return Builder(bits, index, pool).build(); }
 
-void gather_values_cpu(const void* weight, int64_t row_stride, int64_t col_stride, const uint8_t* bits, const int64_t* rank,
+BundleError gather_values_cpu(const void* weight, int64_t row_stride, int64_t col_stride, const uint8_t* bits, const int64_t* rank,
                        const int32_t* position, int64_t rows, int64_t cols, int bytes, void* values, const Pool& pool) {
   const MaskWords mask(bits, rows * cols);
   auto run = [&](auto element) {
     using T = decltype(element);
-    gather(static_cast<const T*>(weight), row_stride, col_stride, mask, rank, position, rows, cols, static_cast<T*>(values), pool);
+    return gather(static_cast<const T*>(weight), row_stride, col_stride, mask, rank, position, rows, cols, static_cast<T*>(values), pool);
   };
-  if (bytes == 2) run(uint16_t{});
-  else if (bytes == 4) run(uint32_t{});
-  else run(uint64_t{});
+  return bytes == 2 ? run(uint16_t{}) : bytes == 4 ? run(uint32_t{}) : run(uint64_t{});
 }
 
-void scatter_values_cpu(const void* values, const uint8_t* bits, const int64_t* rank, const int32_t* position, int64_t rows, int64_t cols,
+BundleError scatter_values_cpu(const void* values, const uint8_t* bits, const int64_t* rank, const int32_t* position, int64_t rows, int64_t cols,
                         int bytes, void* weight, const Pool& pool) {
   const MaskWords mask(bits, rows * cols);
   auto run = [&](auto element) {
     using T = decltype(element);
-    scatter(static_cast<const T*>(values), mask, rank, position, rows, cols, static_cast<T*>(weight), pool);
+    return scatter(static_cast<const T*>(values), mask, rank, position, rows, cols, static_cast<T*>(weight), pool);
   };
-  if (bytes == 2) run(uint16_t{});
-  else if (bytes == 4) run(uint32_t{});
-  else run(uint64_t{});
+  return bytes == 2 ? run(uint16_t{}) : bytes == 4 ? run(uint32_t{}) : run(uint64_t{});
 }
 
 }  // namespace acdc

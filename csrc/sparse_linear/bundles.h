@@ -66,7 +66,7 @@ struct BundleIndex {
   int32_t* t_permutation;  // [kept] entry -> place of its value; 4x1: [kept / 4] entry -> its block of four values
 };
 
-enum class BundleError : int { none, count_differs, groups_differ };
+enum class BundleError : int { none, count_differs, groups_differ, mask_differs };
 
 // Builds the index of `bits` (one bit an element of [rows, cols], row-major). panel_rows and block_cols are multiples of 4, at most
 // kLargestPanel and kLargestBlock. count_differs: the mask doesn't keep `kept` elements; groups_differ: four rows of a 4x1 group keep different
@@ -74,9 +74,11 @@ enum class BundleError : int { none, count_differs, groups_differ };
 BundleError build_bundles_cpu(const uint8_t* bits, const BundleIndex& index, const Pool& pool);
 
 // values[position[k]] = k-th kept element, and back with +0 everywhere else. The weight has strides in elements; `bytes` an element's.
-void gather_values_cpu(const void* weight, int64_t row_stride, int64_t col_stride, const uint8_t* bits, const int64_t* rank,
-                       const int32_t* position, int64_t rows, int64_t cols, int bytes, void* values, const Pool& pool);
-void scatter_values_cpu(const void* values, const uint8_t* bits, const int64_t* rank, const int32_t* position, int64_t rows, int64_t cols,
-                        int bytes, void* weight, const Pool& pool);
+// mask_differs: in some run of 4096 weights `bits` keeps another number than when the index was built; what was written is of no use then,
+// but all of it lies within the arrays. (Another mask that keeps as many in each can't be told from the first.)
+BundleError gather_values_cpu(const void* weight, int64_t row_stride, int64_t col_stride, const uint8_t* bits, const int64_t* rank,
+                              const int32_t* position, int64_t rows, int64_t cols, int bytes, void* values, const Pool& pool);
+BundleError scatter_values_cpu(const void* values, const uint8_t* bits, const int64_t* rank, const int32_t* position, int64_t rows,
+                               int64_t cols, int bytes, void* weight, const Pool& pool);
 
 }  // namespace acdc

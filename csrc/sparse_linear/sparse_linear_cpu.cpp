@@ -27,11 +27,24 @@ namespace {
 constexpr size_t kKeptScratch = size_t{16} << 20;  // bytes a thread keeps between calls
 constexpr int64_t kChunkTiles = 8;                 // of the backward pass: what one chunk's tiles take stays in a core's cache
 
-// This thread's own, for one tile and one panel.
-Scratch& my_scratch() {
-  static thread_local Scratch scratch;
-  return scratch;
-}
+// Gives large memory back at the end of a call, however that ends.
+struct Trim {
+  Scratch* scratch;
+  ~Trim() { scratch->trim(kKeptScratch); }
+};
+
+// This thread's own, for one tile and one panel; within an item of work.
+class MyScratch {
+ public:
+  ~MyScratch() { scratch().trim(kKeptScratch); }
+  float* get(int64_t floats) { return scratch().get(floats); }
+
+ private:
+  static Scratch& scratch() {
+    static thread_local Scratch scratch;
+    return scratch;
+  }
+};
 
 using Apply = decltype(SparseLinearKernels::apply);
 
@@ -87,7 +100,8 @@ struct Product {
     const int64_t count = tiles.count(), panels = side.panels();
     if (count >= 2 * pool.threads || count % pool.threads == 0) {
       for_each_item(pool, count, [&](int, int64_t t) {
-        float* y = my_scratch().get(y_floats() + (packed != nullptr ? 0 : side.cols * kTile));
+        MyScratch mine;
+        float* y = mine.get(y_floats() + (packed != nullptr ? 0 : side.cols * kTile));
         float* tile = packed != nullptr ? packed + tiles.first(t) * side.cols : y + y_floats();
         pack(t, tile);
         for (int64_t p = 0; p < panels; ++p) panel(t, p, tile, y);
@@ -97,7 +111,8 @@ struct Product {
     float* all = packed != nullptr ? packed : shared.get(tile_floats(tiles.samples, side.cols));
     for_each_item(pool, count, [&](int, int64_t t) { pack(t, all + tiles.first(t) * side.cols); });
     for_each_item(pool, count * panels, [&](int, int64_t i) {
-      panel(i % count, i / count, all + tiles.first(i % count) * side.cols, my_scratch().get(y_floats()));
+      MyScratch mine;
+      panel(i % count, i / count, all + tiles.first(i % count) * side.cols, mine.get(y_floats()));
     });
   }
 };
@@ -131,16 +146,17 @@ void sparse_linear_forward_cpu(const SparseWeight& w, int64_t n, Batch<const flo
                                const Pool& pool) {
   if (n == 0 || (w.rows() == 0 && tiles == nullptr)) return;
   static thread_local Scratch shared;
+  const Trim trim{&shared};
   const SparseLinearKernels& kernels = sparse_linear_kernels();
   const bool blocks = w.format == BundleFormat::block4x1;
   Product{kernels, blocks ? kernels.apply_4x1 : kernels.apply, blocks ? 0 : 1, w.rows_side, w.values, bias, x, y, {n}, tiles}.run(pool, shared);
-  shared.trim(kKeptScratch);
 }
 
 void sparse_linear_forward_half_cpu(const SparseWeight& w, int64_t n, Batch<const float> x, const float* bias, Batch<float> y, float* tiles,
                                     const Pool& pool) {
   if (n == 0 || (w.rows() == 0 && tiles == nullptr)) return;
   static thread_local Scratch shared;
+  const Trim trim{&shared};
   const SparseLinearKernels& kernels = sparse_linear_kernels();
   const HalfKernels& half = *half_kernels();
   const BundleSide& side = w.rows_side;
@@ -155,7 +171,8 @@ void sparse_linear_forward_half_cpu(const SparseWeight& w, int64_t n, Batch<cons
     const int64_t first = 2 * item * kTile, samples = std::min<int64_t>(kHalfTileWidth, n - first);
     const int width = samples > kTile ? kHalfTileWidth : kTile;
     const int64_t y_floats = (int64_t{side.panel_rows} + 1) * width, half_floats = side.cols * width / 2;
-    float* sums = my_scratch().get(y_floats + half_floats + side.cols * kTile);
+    MyScratch mine;
+    float* sums = mine.get(y_floats + half_floats + side.cols * kTile);
     uint16_t* packed = reinterpret_cast<uint16_t*>(sums + y_floats);
     for (int64_t t = 2 * item; t < std::min(all.count(), 2 * item + 2); ++t) {
       float* tile = tiles != nullptr ? tiles + all.first(t) * side.cols : sums + y_floats + half_floats;
@@ -177,13 +194,13 @@ void sparse_linear_forward_half_cpu(const SparseWeight& w, int64_t n, Batch<cons
       kernels.unpack(sums, width, rows, y.data + first * y.stride + top, y.stride, samples);
     }
   });
-  shared.trim(kKeptScratch);
 }
 
 void sparse_linear_backward_cpu(const SparseWeight& w, int64_t n, const SparseLinearGradients& g, const Pool& pool) {
   if (g.dvalues != nullptr && (n == 0 || w.rows() == 0 || w.cols() == 0)) std::memset(g.dvalues, 0, static_cast<size_t>(w.kept) * sizeof(float));
   if (n == 0 || w.cols() == 0) return;
   static thread_local Scratch transposed, dy_tiles, x_tiles;
+  const Trim trims[] = {{&transposed}, {&dy_tiles}, {&x_tiles}};
   const SparseLinearKernels& kernels = sparse_linear_kernels();
   const bool blocks = w.format == BundleFormat::block4x1;
   const int64_t entry_values = blocks ? 4 : 1;
@@ -229,7 +246,6 @@ void sparse_linear_backward_cpu(const SparseWeight& w, int64_t n, const SparseLi
     }
     weight_gradient(kernels, w, tiles, x, packed, first == 0, g.dvalues, pool);
   }
-  for (Scratch* scratch : {&transposed, &dy_tiles, &x_tiles}) scratch->trim(kKeptScratch);
 }
 
 }  // namespace acdc

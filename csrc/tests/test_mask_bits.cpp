@@ -8,7 +8,8 @@
 using namespace acdc;
 using namespace acdc::testing;
 
-int main() {
+int main(int argc, char** argv) {
+  skip_unless_available(argc, argv);
   Random random{3};
   for (int64_t n : {0, 1, 7, 8, 9, 63, 64, 65, 4095, 4097, 65535, 65537, 200003}) {
     std::vector<uint8_t> mask(n), bits((n + 7) / 8, 0xa5), back(n, 7);

@@ -84,7 +84,8 @@ void check_strided(const Data& before, const Data& want, const AdamWHyper& h, fl
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  skip_unless_available(argc, argv);
   for (const AdamWHyper& h : {AdamWHyper{0.1, 0.9, 0.999, 1e-8, 0.01, false, false, 1.0}, AdamWHyper{0.1, 0.3, 0.8, 1e-3, 0.0, true, true, 4.0}})
     for (int64_t n : {0, 1, 7, 8, 63, 1000, 70001}) {
       Data one(n), three(n);

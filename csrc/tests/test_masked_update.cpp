@@ -36,7 +36,8 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  skip_unless_available(argc, argv);
   const SgdHyper hyper{0.1, 0.9, 0.0, 1e-3, true, false, false, 1.0};
   for (int64_t n : {0, 1, 7, 8, 63, 1000, 70001}) {
     Data one(n);

@@ -2,9 +2,9 @@
 #include "sparse_linear/sparse_linear.h"
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <string>
 
 #include "sparse_linear/half_kernels.h"
 #include "tests/testing.h"
@@ -23,18 +23,18 @@ struct Index {
   std::vector<int16_t> offsets, t_offsets;
   BundleIndex view;
 
-  Index(int64_t rows, int64_t cols, int64_t kept, int32_t panel, int32_t block, BundleFormat format) {
+  Index(int64_t rows, int64_t cols, int64_t kept, int32_t panel, int32_t block, int32_t t_panel, int32_t t_block, BundleFormat format) {
     const int64_t entries = format == BundleFormat::block4x1 ? kept / 4 : kept;
     rank.assign(ceil_div(rows * cols, kRankElements) + 1, -1);
     position.assign(kept, -1);
     bundles.resize(bundle_count(rows, cols, panel, block));
-    t_bundles.resize(bundle_count(cols, rows, panel, block));
+    t_bundles.resize(bundle_count(cols, rows, t_panel, t_block));
     starts.assign(ceil_div(rows, panel) * ceil_div(cols, block) + 1, -1);
-    t_starts.assign(ceil_div(cols, panel) * ceil_div(rows, block) + 1, -1);
+    t_starts.assign(ceil_div(cols, t_panel) * ceil_div(rows, t_block) + 1, -1);
     offsets.assign(entries, -1);
     t_offsets.assign(entries, -1);
     t_permutation.assign(entries, -1);
-    view = {rows, cols, kept, panel, block, panel, block, format, rank.data(), position.data(), bundles.data(), starts.data(), offsets.data(),
+    view = {rows, cols, kept, panel, block, t_panel, t_block, format, rank.data(), position.data(), bundles.data(), starts.data(), offsets.data(),
             t_bundles.data(), t_starts.data(), t_offsets.data(), t_permutation.data()};
   }
 };
@@ -42,7 +42,7 @@ struct Index {
 struct Case {
   int64_t rows, cols, n;
   double density;
-  int32_t panel, block;
+  int32_t panel, block, t_panel, t_block;
   BundleFormat format;
 };
 
@@ -65,7 +65,7 @@ void check(const Case& c, Random& random, int threads) {
     for (float& e : *v) e = static_cast<float>(random.bell());
 
   const int64_t nnz = static_cast<int64_t>(kept.size());
-  Index index(c.rows, c.cols, nnz, c.panel, c.block, c.format);
+  Index index(c.rows, c.cols, nnz, c.panel, c.block, c.t_panel, c.t_block, c.format);
   CHECK(build_bundles_cpu(bits.data(), index.view, pool(threads)) == BundleError::none);
   std::vector<uint8_t> seen(nnz, 0);
   for (int32_t p : index.position) {
@@ -73,9 +73,13 @@ void check(const Case& c, Random& random, int threads) {
     seen[p] = 1;
   }
   std::vector<float> values(nnz, -7), back(c.rows * c.cols, -7);
-  gather_values_cpu(weight.data(), c.cols, 1, bits.data(), index.rank.data(), index.position.data(), c.rows, c.cols, 4, values.data(), pool(threads));
+  const BundleError gathered = gather_values_cpu(weight.data(), c.cols, 1, bits.data(), index.rank.data(), index.position.data(), c.rows, c.cols, 4,
+                                                 values.data(), pool(threads));
+  CHECK(gathered == BundleError::none);
   for (int64_t k = 0; k < nnz; ++k) CHECK(values[index.position[k]] == weight[kept[k]]);
-  scatter_values_cpu(values.data(), bits.data(), index.rank.data(), index.position.data(), c.rows, c.cols, 4, back.data(), pool(threads));
+  const BundleError scattered = scatter_values_cpu(values.data(), bits.data(), index.rank.data(), index.position.data(), c.rows, c.cols, 4,
+                                                   back.data(), pool(threads));
+  CHECK(scattered == BundleError::none);
   for (int64_t i = 0; i < c.rows * c.cols; ++i) {
     const bool keep = (bits[i >> 3] >> (i & 7) & 1) != 0;
     CHECK(keep ? back[i] == weight[i] : back[i] == 0 && !std::signbit(back[i]));
@@ -83,7 +87,7 @@ void check(const Case& c, Random& random, int threads) {
 
   const SparseWeight w{c.format, nnz, values.data(),
                        {c.rows, c.cols, c.panel, c.block, index.bundles.data(), index.starts.data(), index.offsets.data()},
-                       {c.cols, c.rows, c.panel, c.block, index.t_bundles.data(), index.t_starts.data(), index.t_offsets.data()},
+                       {c.cols, c.rows, c.t_panel, c.t_block, index.t_bundles.data(), index.t_starts.data(), index.t_offsets.data()},
                        index.t_permutation.data()};
   std::vector<float> y(c.n * c.rows, NAN), dx(c.n * c.cols, NAN), dvalues(nnz, NAN), again(nnz, NAN), tiles(tile_floats(c.n, c.cols), NAN);
   sparse_linear_forward_cpu(w, c.n, {x.data(), c.cols}, bias.data(), {y.data(), c.rows}, tiles.data(), pool(threads));
@@ -124,31 +128,46 @@ void check(const Case& c, Random& random, int threads) {
   for (int64_t i = 0; i < c.n * c.cols; ++i) CHECK(std::fabs(dx[i] - dx_want[i]) <= 8 * eps * dx_size[i]);
 }
 
+int32_t size(Random& random) { return static_cast<int32_t>(4 + 4 * (random.next() % 9)); }
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc > 1 && std::string(argv[1]) == "emulated") setenv("ACDC_CPU_FP16", "emulated", 1);
-  CHECK(argc < 2 || half_kernels() != nullptr);
+  skip_unless_available(argc, argv);
+  CHECK(std::getenv("ACDC_CPU_FP16") == nullptr || half_kernels() != nullptr);
   Random random{11};
   for (BundleFormat format : {BundleFormat::single, BundleFormat::block4x1})
     for (double density : {0.0, 0.01, 0.1, 0.5, 1.0})
       for (int64_t n : {1, 15, 16, 17, 33, 70})
         check({4 * (1 + static_cast<int64_t>(random.next() % 20)), 1 + static_cast<int64_t>(random.next() % 90), n, density,
-               static_cast<int32_t>(4 + 4 * (random.next() % 9)), static_cast<int32_t>(4 + 4 * (random.next() % 9)), format},
+               size(random), size(random), size(random), size(random), format},
               random, 3);
-  for (int64_t rows : {1, 2, 3, 5, 513}) check({rows, 37, 20, 0.3, 512, 256, BundleFormat::single}, random, 2);
-  check({0, 5, 3, 0.5, 512, 256, BundleFormat::single}, random, 2);
-  check({5, 0, 3, 0.5, 512, 256, BundleFormat::single}, random, 2);
-  check({8, 9, 0, 0.5, 512, 256, BundleFormat::single}, random, 2);
-  check({1030, 700, 530, 0.1, 512, 256, BundleFormat::single}, random, 2);
-  check({520, 1030, 300, 0.05, 512, 512, BundleFormat::block4x1}, random, 3);
+  for (int64_t rows : {1, 2, 3, 5, 513}) check({rows, 37, 20, 0.3, 512, 256, 512, 256, BundleFormat::single}, random, 2);
+  check({0, 5, 3, 0.5, 512, 256, 512, 256, BundleFormat::single}, random, 2);
+  check({5, 0, 3, 0.5, 512, 256, 512, 256, BundleFormat::single}, random, 2);
+  check({8, 9, 0, 0.5, 512, 256, 512, 256, BundleFormat::single}, random, 2);
+  check({1030, 700, 530, 0.1, 512, 256, 512, 256, BundleFormat::single}, random, 2);
+  check({520, 1030, 300, 0.05, 512, 512, 512, 512, BundleFormat::block4x1}, random, 3);
 
   // A mask that doesn't keep as many as it should, and groups of four that differ.
   std::vector<uint8_t> bits(8, 0x0f);
-  Index wrong(8, 8, 31, 512, 256, BundleFormat::single);
+  Index wrong(8, 8, 31, 512, 256, 512, 256, BundleFormat::single);
   CHECK(build_bundles_cpu(bits.data(), wrong.view, pool(1)) == BundleError::count_differs);
   bits[1] = 0xf0;
-  Index uneven(8, 8, 32, 512, 256, BundleFormat::block4x1);
+  Index uneven(8, 8, 32, 512, 256, 512, 256, BundleFormat::block4x1);
   CHECK(build_bundles_cpu(bits.data(), uneven.view, pool(1)) == BundleError::groups_differ);
+
+  // A mask that was changed since: as many bits more, or fewer, as there is room for.
+  for (const uint8_t now : {0x00, 0xff}) {
+    std::vector<uint8_t> mask(70 * 100 / 8, 0x0f);
+    Index before(70, 100, 3500, 512, 256, 512, 256, BundleFormat::single);
+    CHECK(build_bundles_cpu(mask.data(), before.view, pool(1)) == BundleError::none);
+    mask[mask.size() / 2] = now;
+    std::vector<float> weight(7000, 1), values(3500);
+    CHECK(gather_values_cpu(weight.data(), 100, 1, mask.data(), before.rank.data(), before.position.data(), 70, 100, 4, values.data(), pool(2)) ==
+          BundleError::mask_differs);
+    CHECK(scatter_values_cpu(values.data(), mask.data(), before.rank.data(), before.position.data(), 70, 100, 4, weight.data(), pool(2)) ==
+          BundleError::mask_differs);
+  }
   std::puts("ok");
 }

@@ -79,7 +79,8 @@ std::vector<float> bell(int64_t n, double scale, uint64_t seed) {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  skip_unless_available(argc, argv);
   for (DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16})
     for (int threads : {1, 2, 16, 64, 256})
       for (int64_t numel = 1; numel < int64_t{1} << 40; numel *= 3)

@@ -160,7 +160,8 @@ void check_blocks(const Weights& weights, BlockShape block, int64_t keep, TopkPa
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  skip_unless_available(argc, argv);
   for (DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16})
     for (int threads : {1, 2, 16, 64, 256})
       for (BlockShape block : {BlockShape{1, 1}, {1, 2}, {4, 1}, {4, 4}, {8, 8}, {16, 16}, {32, 32}})

@@ -3,9 +3,11 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <thread>
 #include <vector>
 
+#include "common/isa.h"
 #include "common/parallel.h"
 #include "common/strided.h"
 
@@ -18,6 +20,12 @@
   } while (0)
 
 namespace acdc::testing {
+
+// Ends the test as skipped if its first argument names an ISA level that this processor or build lacks.
+inline void skip_unless_available(int argc, char** argv) {
+  for (Isa isa : {Isa::generic, Isa::avx2, Isa::avx512})
+    if (argc > 1 && std::strcmp(argv[1], isa_name(isa)) == 0 && !isa_available(isa)) std::exit(77);
+}
 
 inline void run_threads(int64_t begin, int64_t end, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
   std::vector<std::thread> threads;
