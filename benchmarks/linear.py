@@ -2,8 +2,10 @@
 
 Forward is `sparse_linear` with values at hand, as in inference. Forward + backward is a layer wrapped by a Sparsifier
 (kernels="sparse", dense storage), through autograd, against torch's layer: values are gathered from the dense weight in
-every call, and the weight's gradient is a dense tensor. x and y are row-major on both sides, without bias; bfloat16 has
-its inputs, weights and outputs in bfloat16. All contenders of one shape take turns in the same rounds.
+every call, and the weight's gradient is a dense tensor. Forward + backward of values is `sparse_linear` whose values
+are a parameter themselves: the products alone, against torch's layer. x and y are row-major on both sides, without
+bias; bfloat16 has its inputs, weights and outputs in bfloat16. All contenders of one shape take turns in the same
+rounds.
 
 Beside the products: building, gathering and scattering (`topology`), and the planned layer against the dense one over
 shapes, batches and sparsities (`never_slower`).
@@ -34,6 +36,7 @@ PATTERNS = ("unstructured", "block:4x1")
 WITH_SPARSE_PEERS = (0.90, 0.95)  # theirs takes longer than all the rest
 CHECKED = 64  # samples
 DENSE, BF16 = "torch dense float32", "torch dense bfloat16"
+VALUES = "ours, values at hand"
 FP16 = "ours in float16 (AVX512-FP16)"
 DENSE_AGAIN = "torch dense float32 again (noise)"
 
@@ -69,9 +72,12 @@ class Products:
             timings = interleave(calls, budget)
             for pattern in self.patterns:
                 for sparsity in self.sparsities:
-                    yield rows(
-                        self._of(timings, pattern, sparsity), facts=self._facts(pattern, sparsity, count, backend)
-                    )
+                    facts = self._facts(pattern, sparsity, count, backend)
+                    yield rows(self._of(timings, "ours", pattern, sparsity), facts=facts)
+                    if self.training:
+                        what = f"{self.what} of values"
+                        facts |= {"what": what, "case": facts["case"].replace(self.what, what)}
+                        yield rows(self._of(timings, VALUES, pattern, sparsity), facts=facts)
 
     def contenders(self, x: Tensor, grad: Tensor) -> Contenders:
         """Name -> call: a string for what sparsity and pattern are nothing to, else (name, pattern, sparsity)."""
@@ -109,7 +115,9 @@ class Products:
             few, of_few = x[:CHECKED], grad[:CHECKED]
             check(f"bench linear: {self.name}", layers.training(layer, few, of_few)(), few @ weight.t())
             check(f"bench linear: {self.name}, weight gradient", layer.weight.grad, (of_few.t() @ few).mul_(mask))
-            return {"ours": layers.training(layer, x, grad, sparsifier)}, weight
+            ours = layers.training(layer, x, grad, sparsifier)
+            values, topology = acdc.compress(weight, sparsifier.masks["weight"], pattern)
+            return {"ours": ours, VALUES: _training_of_values(values, topology, x, grad)}, weight
         keep = layer.weight.numel() - round(sparsity * layer.weight.numel())
         (bits,) = acdc.topk_mask([layer.weight], keep - keep % 4, pattern)
         weight = layer.weight.detach() * unpack_mask(bits, layer.weight.shape)
@@ -122,8 +130,8 @@ class Products:
         op, where = torch.ops.acdc_kernels.sparse_linear, (list(topology.index), topology.meta, topology.format)
         return {"ours": call, FP16: lambda: op(x, values, *where, None, False, True)[0]}, weight
 
-    def _of(self, timings: Mapping[Key, Timing], pattern: str, sparsity: float) -> dict[str, Timing]:
-        mine = {"ours": timings["ours", pattern, sparsity]}
+    def _of(self, timings: Mapping[Key, Timing], ours: str, pattern: str, sparsity: float) -> dict[str, Timing]:
+        mine = {"ours": timings[ours, pattern, sparsity]}
         mine |= {name: timings[name] for name in (DENSE, BF16)}
         own = ((name, timings.get((name, pattern, sparsity))) for name in (CSR, SPARSEPROP, FP16))
         return mine | {name: timing for name, timing in own if timing} | {DENSE_AGAIN: timings[DENSE_AGAIN]}
@@ -161,6 +169,18 @@ def check(what: str, got: Tensor, want: Tensor) -> None:
         raise RuntimeError(
             f"{what} must be the dense product with the kept weights, got {float((got - want).abs().max())} off"
         )
+
+
+def _training_of_values(values: Tensor, topology: acdc.Topology, x: Tensor, grad: Tensor) -> Callable[[], Tensor]:
+    x, values = x.detach().requires_grad_(), values.detach().requires_grad_()
+
+    def call() -> Tensor:
+        x.grad = values.grad = None
+        y = acdc.sparse_linear(x, values, topology)
+        y.backward(grad)
+        return y
+
+    return call
 
 
 def _without_grad(call: Callable[[], object]) -> Callable[[], object]:

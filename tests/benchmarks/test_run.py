@@ -66,6 +66,7 @@ for case in (FORWARD, TRAINING):
         *(linear.DENSE, linear.BF16, linear.DENSE_AGAIN, *SPARSE, *FP16[case.training :]),  # unstructured
         *(linear.DENSE, linear.BF16, linear.DENSE_AGAIN, *FP16[case.training :]),  # block:4x1
     ]
+PEERS["linear", f"{TRAINING.name} of values", 0.9] = PEERS["linear", TRAINING.name, 0.9]
 for sparsity in GRID.sparsities:
     PEERS["linear", "planned layer 40->48, 16 samples", sparsity] = [never_slower.DENSE, never_slower.AGAIN]
 for part, peers in {
