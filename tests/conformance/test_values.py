@@ -236,6 +236,43 @@ def test_masks_made_in_inference_mode_have_topologies():
         bits = acdc.pack_mask(torch.rand(8, 9) < 0.5)
         values, topology = acdc.compress(torch.ones(8, 9), bits)
     assert torch.equal(acdc.decompress(values, topology), acdc.unpack_mask(bits, (8, 9)).float())
+    assert not topology.outlived_mask()
+    with torch.inference_mode():
+        bits[:2] = 0  # an inference tensor counts no changes: its kept weights are compared
+    with pytest.raises(ValueError, match="topology must be of the mask as it is now"):
+        acdc.decompress(values, topology)
+
+
+def test_a_mask_changed_in_inference_mode_is_noticed():
+    bits = acdc.pack_mask(torch.rand(8, 9) < 0.5)
+    topology = acdc.compress(torch.ones(8, 9), bits)[1]
+    with torch.inference_mode():
+        bits[0] ^= 1
+        assert topology.outlived_mask()
+
+
+STALE = r"index must be of the mask as it is now, got one whose bits were changed since it was built; compress again"
+
+
+@pytest.mark.parametrize("op", ["gather_values", "scatter_values"])
+@pytest.mark.parametrize("by", ["ops", "reference"])
+def test_a_mask_that_keeps_other_numbers_never_reaches_memory(op, by):
+    bits, weight = acdc.pack_mask(torch.rand(100, 100) < 0.2), torch.randn(100, 100)
+    values, topology = acdc.compress(weight, bits)
+    bits[:4] = 255
+    run = getattr(OPS if by == "ops" else reference, op)
+    with pytest.raises((ValueError, RuntimeError), match=f"{op}: {STALE}"):
+        run(weight if op == "gather_values" else values, list(topology.index), list(topology.meta), topology.format)
+
+
+def test_a_compiled_compress_refuses_a_mask_that_keeps_other_numbers():
+    bits, weight = acdc.pack_mask(torch.rand(100, 100) < 0.2), torch.randn(100, 100)
+    _, topology = acdc.compress(weight, bits)
+    compiled = torch.compile(lambda w, t: acdc.compress(w, t)[0], backend="aot_eager", fullgraph=True)
+    compiled(weight, topology)
+    bits[:4] = 255
+    with pytest.raises((ValueError, RuntimeError), match=f"gather_values: {STALE}"):
+        compiled(weight, topology)
 
 
 WEIGHT = torch.randn(8, 6)

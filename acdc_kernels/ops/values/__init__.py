@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...formats.bundles import BLOCKS_4X1, FORMATS, LARGEST_KEPT, Topology, choose_meta
-from ...formats.mask_bits import check_bits
+from ...formats.mask_bits import check_bits, count_bits
 from .._topology import check_tensor, check_topology, check_values
 from ..dtypes import FLOAT_DTYPES
 from ..mask_bits import unpack_mask
@@ -36,12 +36,6 @@ def _check_blocks(bits: Tensor, rows: int, cols: int) -> None:
             f"build_topology: bits must keep whole blocks of 4 rows and 1 column with pattern 'block:4x1',"
             f" got rows {4 * group} to {4 * group + 3} that differ"
         )
-
-
-def count_bits(bits: Tensor) -> int:
-    """How many weights a mask keeps."""
-    ones = torch.tensor([byte.bit_count() for byte in range(256)], device=bits.device)
-    return int((torch.bincount(bits, minlength=256) * ones).sum())
 
 
 @torch.no_grad()
