@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...formats.bundles import BLOCKS_4X1, FORMATS, LARGEST_KEPT, Topology, choose_meta
 from ...formats.mask_bits import check_bits, count_bits
-from .._topology import check_tensor, check_topology, check_values
+from .._topology import check_backward_alone, check_tensor, check_topology, check_values
 from ..dtypes import FLOAT_DTYPES
 from ..mask_bits import unpack_mask
 from . import contract
@@ -98,9 +98,11 @@ def compress(weight: Tensor, bits: Tensor | Topology, pattern: str = "unstructur
         TypeError, ValueError: another number of dimensions or dtype, a mask of another length, mixed devices, another
             pattern, blocks that are not whole, 2**31 kept weights or more; a topology of another shape, or one whose
             mask was changed in place since.
+        RuntimeError: under a transform of ``torch.func``, or with a tangent of forward mode.
     """
     if not isinstance(weight, Tensor):
         raise TypeError(f"compress: weight must be a tensor, got {type(weight).__name__}")
+    check_backward_alone("compress", weight)
     check_tensor("compress", "weight", weight, FLOAT_DTYPES, weight.device)
     if weight.dim() != 2:
         raise ValueError(f"compress: weight must have 2 dimensions (of a linear layer), got shape {list(weight.shape)}")
@@ -130,15 +132,17 @@ def decompress(values: Tensor, topology: Topology) -> Tensor:
 
     Args:
         values: as :func:`compress` returns them, or flat; float32, float64, bfloat16 or float16, any strides.
-        topology: of these values.
+        topology: the one that these values were made with: those of another are in another order.
 
     Returns:
         ``[outputs, inputs]``, contiguous, of the values' dtype.
 
     Raises:
         TypeError, ValueError: values of another shape, dtype or device; a topology whose mask was changed in place.
+        RuntimeError: under a transform of ``torch.func``, or with a tangent of forward mode.
     """
     check_topology("decompress", topology)
+    check_backward_alone("decompress", values)
     check_values("decompress", values, topology, FLOAT_DTYPES)
     flat = values.reshape(-1).contiguous()
     return contract.scatter_values_op(flat, topology.index, topology.meta, topology.format)
