@@ -99,7 +99,9 @@ class Topology:
 
     format: "bundles" or "bundles-4x1"; meta and index: see :mod:`acdc_kernels.formats.bundles`. A topology is a torch
     pytree whose leaves are the tensors of ``index``. It keeps the mask itself, not a copy: when the mask is changed in
-    place, the topology has outlived it and every function that takes it raises.
+    place, the topology has outlived it and every function that takes it raises. It pickles, but
+    ``torch.load(weights_only=True)`` refuses it: kernels trust an index, and a file could forge one. Save weight and
+    mask: ``compress`` makes the same topology, and the same order of values, of them again.
     """
 
     format: str

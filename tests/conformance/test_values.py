@@ -1,6 +1,7 @@
 """Topologies to the bit, and values gathered and scattered to the bit, against the format as its page says it."""
 
 import copy
+import io
 import pickle
 
 import pytest
@@ -209,6 +210,20 @@ def test_a_topology_is_a_frozen_pytree_that_copies_and_pickles():
     assert pytree.tree_map(lambda t: t.dtype, topology).index[0] == torch.uint8
 
 
+def test_a_topology_is_no_plain_data():
+    """An index that a file brings would be trusted by kernels."""
+    bits = acdc.pack_mask(torch.rand(8, 9) < 0.5)
+    values, topology = acdc.compress(torch.randn(8, 9), bits)
+    file = io.BytesIO()
+    torch.save(topology, file)
+    file.seek(0)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        torch.load(file, weights_only=True)
+    again = acdc.compress(acdc.decompress(values, topology), bits)
+    assert torch.equal(again[0], values)
+    assert all(map(torch.equal, again[1].index, topology.index))
+
+
 def test_a_topology_dies_with_its_mask():
     bits = acdc.pack_mask(torch.rand(40, 70) < 0.2)
     weight = torch.randn(40, 70)
@@ -329,7 +344,7 @@ BAD = {
     "a pattern without storage": (
         lambda: acdc.compress(WEIGHT, BITS, "2:4"),
         ValueError,
-        "build_topology: pattern must be 'unstructured' or 'block:4x1', got '2:4'",
+        "compress: pattern must be 'unstructured' or 'block:4x1', got '2:4'",
     ),
     "another topology's pattern": (
         lambda: acdc.compress(WEIGHT, TOPOLOGY, "block:4x1"),
@@ -390,6 +405,21 @@ BAD = {
         lambda: OPS.build_bundles(BITS, [8, 6, 47, 512, 512, 512, 512], "bundles"),
         (RuntimeError, ValueError),
         "build_bundles: bits must",
+    ),
+    "a pattern that is no text": (
+        lambda: acdc.compress(WEIGHT, BITS, pattern=["a"]),
+        TypeError,
+        "compress: pattern must be a str, got list",
+    ),
+    "a topology, and a pattern that is no text": (
+        lambda: acdc.compress(WEIGHT, TOPOLOGY, pattern=["a"]),
+        TypeError,
+        "compress: pattern must be a str, got list",
+    ),
+    "rows that are not whole groups, for compress": (
+        lambda: acdc.compress(torch.ones(6, 5), torch.zeros(mask_bytes(30), dtype=torch.uint8), "block:4x1"),
+        ValueError,
+        "compress: rows must be a multiple of 4 with pattern 'block:4x1', got 6",
     ),
 }
 
