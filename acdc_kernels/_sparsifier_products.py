@@ -62,7 +62,10 @@ class Products:
             else:
                 self._refusals[name] = made
         if kernels in ("sparse", "fp16") and not self._products:
-            why = "; ".join(f"{name}: {why}" for name, why in self._refusals.items()) or "no Linear layer competes"
+            alike: dict[str, list[str]] = {}
+            for name, why in self._refusals.items():
+                alike.setdefault(why, []).append(name)
+            why = "; ".join(f"{', '.join(names)}: {why}" for why, names in alike.items()) or "no Linear layer competes"
             raise ValueError(f"Sparsifier: kernels must be 'auto', 'model' or 'dense' here, got {kernels!r}: {why}")
         self.seconds = 0.0
         self._rows: list[PlanRow] = []

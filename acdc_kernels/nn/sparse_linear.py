@@ -202,7 +202,7 @@ class LinearProduct(Product):
         if not has_kernel(sparse_linear_op, "cpu"):
             return f"no compiled kernels: {_native.why_not() or 'this build has no sparse_linear'}"
         if fp16 and _native.cpu_fp16() == "none":
-            return "this processor, build or ACDC_CPU_ISA has no AVX512-FP16"
+            return _native.why_no_fp16()
         if fp16 and pattern != "unstructured":
             return f"no half-precision kernels for pattern {pattern!r}"
         return None
