@@ -64,6 +64,31 @@ def cpu_fp16() -> str:
     return native.cpu_fp16() if native is not None else "none"
 
 
+def why_no_fp16() -> str:
+    """Why half-precision CPU products can't run, as far as is known."""
+    isa, flags = cpu_isa(), _cpu_flags()
+    if flags is not None and "avx512_fp16" not in flags:
+        why = "this processor has no AVX512-FP16"
+    elif isa != "avx512":
+        why = (
+            f"the kernels run at level {isa}, by ACDC_CPU_ISA or for what the build or processor lacks: no AVX512-FP16"
+        )
+    elif flags is not None:
+        why = "this build has no AVX512-FP16 (its compiler must know -mavx512fp16)"
+    else:
+        why = "this processor or build has no AVX512-FP16"
+    return f"{why}; ACDC_CPU_FP16=emulated is slow emulation, for tests"
+
+
+def _cpu_flags() -> list[str] | None:
+    """Of the first processor; None where the system doesn't tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), None)
+
+
 @functools.cache
 def warn_reference(device_type: str) -> None:
     """Warn, once a device type, that plain torch runs in place of the kernels."""

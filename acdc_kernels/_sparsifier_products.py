@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from .nn import product_type
-from .nn.product import DENSE, FORWARD, FP16, PRODUCTS, SPARSE, Observation, Product, Trial
+from .nn.product import DENSE, FORWARD, FP16, MASK_CHANGED, PRODUCTS, SPARSE, Observation, Product, Trial
 from .ops.distributed import from_first, is_sharded, local_part
 from .ops.values import count_bits
 from .plan import BUDGET, Choice, Planner, PlanRow
@@ -62,7 +62,10 @@ class Products:
             else:
                 self._refusals[name] = made
         if kernels in ("sparse", "fp16") and not self._products:
-            why = "; ".join(f"{name}: {why}" for name, why in self._refusals.items()) or "no Linear layer competes"
+            alike: dict[str, list[str]] = {}
+            for name, why in self._refusals.items():
+                alike.setdefault(why, []).append(name)
+            why = "; ".join(f"{', '.join(names)}: {why}" for why, names in alike.items()) or "no Linear layer competes"
             raise ValueError(f"Sparsifier: kernels must be 'auto', 'model' or 'dense' here, got {kernels!r}: {why}")
         self.seconds = 0.0
         self._rows: list[PlanRow] = []
@@ -80,8 +83,10 @@ class Products:
 
     @property
     def rows(self) -> list[PlanRow]:
-        """The plan of the latest compressed phase."""
-        return [] if self._pending else list(self._rows)
+        """The plan of the latest compressed phase; a layer whose latest training forward stepped aside says so."""
+        self._masks_changed()
+        aside = {name: product.aside for name, product in self._running.items() if product.aside}
+        return [] if self._pending else [_dense(row, aside.get(row.layer)) for row in self._rows]
 
     def begin(self, phase: Phase, step: int) -> None:
         """Called where ``phase`` has begun and its masks are set; ``step`` is the first of it that is to come."""
@@ -102,8 +107,11 @@ class Products:
 
     def step(self, phase: Phase, step: int) -> None:
         """Called after an update that ends no phase; ``step`` is the next one."""
+        self._masks_changed()
         for product in self._running.values():
             product.weight_is_masked()
+            if product.aside is None:
+                product.aside = "no training forward came to it: not run, or autocast or transforms in a compiled model"
         self._take_observations()
         if phase.kind == "dense":
             now = time.perf_counter()
@@ -117,6 +125,7 @@ class Products:
 
     def state_dict(self) -> dict[str, Any]:
         """As plain data."""
+        self._masks_changed()
         return {
             "kernels": self._kernels,
             "pending": self._pending,
@@ -287,7 +296,7 @@ class Products:
         self._place(name, product)
 
     def _make_dense(self, name: str, why: str) -> None:
-        self._rows = [replace(row, kernel=DENSE, reason=why) if row.layer == name else row for row in self._rows]
+        self._rows = [_dense(row, why if row.layer == name else None) for row in self._rows]
 
     def _place_dense(self, name: str, product: Product) -> None:
         """In a compressed phase. Where a compiled model has a graph with the product in it, the product computes it:
@@ -295,13 +304,22 @@ class Products:
         self._place(name, product if product.compiled and name in self._once_sparse else None)
 
     def _masks_changed(self) -> None:
-        """Layers that run by a mask which was replaced or deleted go on dense."""
+        """Layers that run by a mask which was replaced, deleted or changed in place go on dense."""
         for name, product in tuple(self._running.items()):
             bits, own = self._masks.get(product.weight), product.topology.bits
             if bits is not own and (bits is None or not torch.equal(bits, own)):
-                self._running.pop(name).stop()
-                self._place_dense(name, product)
-                self._make_dense(name, f"its mask was {'deleted' if bits is None else 'replaced'} in this phase")
+                why = f"its mask was {'deleted' if bits is None else 'replaced'} in this phase"
+            elif product.mask_changed():
+                why = MASK_CHANGED
+            else:
+                continue
+            self._running.pop(name).stop()
+            self._place_dense(name, product)
+            self._make_dense(name, why)
+
+
+def _dense(row: PlanRow, why: str | None) -> PlanRow:
+    return row if why is None else replace(row, kernel=DENSE, reason=why)
 
 
 class _Topologies:

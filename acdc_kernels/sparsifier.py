@@ -78,7 +78,7 @@ class Sparsifier:
         kernels: what computes the products of linear layers (see below) in compressed phases: ``"auto"``: sparse
             kernels where they are measured to be faster; ``"model"``: where a cost model expects them to be, without
             timing; ``"sparse"``: sparse kernels wherever a layer can have them; ``"fp16"``: as auto, with forwards in
-            half precision to choose from; ``"dense"``: never.
+            half precision to choose from, in which inputs and weights beyond 65504 are infinite; ``"dense"``: never.
         storage: ``"dense"``: parameters stay whole.
         tie_rule: ``"lowest_index"``; or ``"reference"``, the masks of the paper's published code, which keeps only what
             is strictly greater than the k-th largest |w| + 1e-4 (unstructured only; copies the weights).
@@ -275,7 +275,8 @@ class Sparsifier:
         """Which kernel computes each product of each layer in the latest compressed phase, why, and the times taken.
 
         Three rows a layer: forward, input gradient, weight gradient. Empty before the first compressed phase, and in
-        one with which training begins until its first update is done.
+        one with which training begins until its first update is done. A layer whose latest training forward couldn't go
+        by the plan (autocast, a mask changed in place) is dense there, with that reason.
         """
         return self._products.rows
 

@@ -24,6 +24,7 @@ SHAPES = {  # (rows, cols): samples
     (1024, 4096): (32, 128),
 }
 LEAST_MS = 0.3  # below it a layer is mostly overhead of the interpreter
+LEAST_POINTS = 10  # fewer have no 95th percentile
 ALLOWED = 1.03
 DENSE, AGAIN = "torch dense float32", "torch dense float32 again (noise)"
 MARK = "planned layer"
@@ -84,12 +85,13 @@ def verdict(all_rows: Sequence[Row]) -> list[str]:
         slow.append((ratios[-1], f"  {ratios[-1]:.3f}x dense: {case}, {sparsity:.0%}, threads: {threads}; {plan}"))
     if not ratios:
         return []
-    spread = sorted(noise)[int(0.95 * (len(noise) - 1))]
+    few = len(noise) < LEAST_POINTS
+    spread = max(noise) if few else sorted(noise)[int(0.95 * (len(noise) - 1))]
     beyond = [line for ratio, line in sorted(slow, reverse=True) if ratio > ALLOWED + spread]
     return [
         f"never slower: {len(ratios)} points of at least {LEAST_MS} ms, worst {max(ratios):.3f}x dense; two dense "
-        f"layers differ by up to {max(noise):.1%} (95th percentile {spread:.1%})",
-        f"  {len(beyond)} points above {ALLOWED} and that percentile",
+        f"layers differ by up to {max(noise):.1%}" + ("" if few else f" (95th percentile {spread:.1%})"),
+        f"  {len(beyond)} points above {ALLOWED} and that {'difference' if few else 'percentile'}",
         *beyond,
         "  speedup of the planned layer, geometric mean: " + ", ".join(_means(points)),
     ]

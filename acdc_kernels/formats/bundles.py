@@ -44,7 +44,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .mask_bits import mask_bytes
+from .mask_bits import count_bits, mask_bytes
 
 UNSTRUCTURED = "bundles"
 BLOCKS_4X1 = "bundles-4x1"
@@ -99,7 +99,9 @@ class Topology:
 
     format: "bundles" or "bundles-4x1"; meta and index: see :mod:`acdc_kernels.formats.bundles`. A topology is a torch
     pytree whose leaves are the tensors of ``index``. It keeps the mask itself, not a copy: when the mask is changed in
-    place, the topology has outlived it and every function that takes it raises.
+    place, the topology has outlived it and every function that takes it raises. It pickles, but
+    ``torch.load(weights_only=True)`` refuses it: kernels trust an index, and a file could forge one. Save weight and
+    mask: ``compress`` makes the same topology, and the same order of values, of them again.
     """
 
     format: str
@@ -151,8 +153,17 @@ class Topology:
         return sum(t.numel() * t.element_size() for t in self.index[1:])
 
     def outlived_mask(self) -> bool:
-        """Whether the mask was changed in place since the topology was built; a compiled graph doesn't ask."""
-        return not torch.compiler.is_compiling() and getattr(self, "_mask_version", None) != _version(self.bits)
+        """Whether the mask was changed in place since the topology was built.
+
+        A mask made in inference mode counts no changes: of it the number of kept weights is compared. A compiled graph
+        doesn't ask; its gathering raises where the mask keeps another number of weights.
+        """
+        if torch.compiler.is_compiling():
+            return False
+        bits, known = self.bits, getattr(self, "_mask_version", None)
+        if known != _version(bits):
+            return True
+        return known is None and _has_data(bits) and count_bits(bits) != self.kept
 
     def __repr__(self) -> str:
         return f"Topology({self.format!r}, {list(self.shape)}, kept={self.kept}, nbytes={self.nbytes})"
@@ -164,6 +175,10 @@ class Topology:
 def _version(bits: object) -> int | None:
     """How often ``bits`` was changed in place; None for what doesn't count that."""
     return bits._version if isinstance(bits, Tensor) and not bits.is_inference() else None
+
+
+def _has_data(bits: object) -> bool:
+    return type(bits) is Tensor and bits.dtype == torch.uint8 and not bits.is_meta
 
 
 def _rebuild(index: Iterable[Tensor], context: tuple[str, tuple[int, ...], bool]) -> Topology:

@@ -15,6 +15,12 @@ def mask_bytes(numel: int) -> int:
     return (numel + 7) // 8
 
 
+def count_bits(bits: Tensor) -> int:
+    """How many weights a mask keeps."""
+    ones = torch.tensor([byte.bit_count() for byte in range(256)], device=bits.device)
+    return int((torch.bincount(bits, minlength=256) * ones).sum())
+
+
 def check_bits(where: str, bits: object, numel: int, device: torch.device | None = None) -> None:
     """Raise unless ``bits`` can be the mask of ``numel`` elements; ``where`` opens the message (``"op: bits"``).
 

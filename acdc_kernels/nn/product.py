@@ -22,6 +22,7 @@ __all__ = [
     "FORWARD",
     "FP16",
     "INPUT_GRADIENT",
+    "MASK_CHANGED",
     "PRODUCTS",
     "SPARSE",
     "WEIGHT_GRADIENT",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = PRODUCTS = ("forward", "input gradient", "weight gradient")
+MASK_CHANGED = "its mask was changed in place in this phase"
 DENSE, SPARSE, FP16 = "dense", "sparse", "sparse fp16"
 
 
@@ -86,8 +88,9 @@ class Product:
 
     ``handle``, an int64 tensor without dimensions, tells an opaque op of a compiled model which product it is; it is no
     int, which a graph would be compiled for, so that layers which are compiled one by one share their graph.
-    ``compiled`` says whether such an op has run. A copy of a layer, whose weights may leave the mask, gets no product:
-    copying one, or pickling it, gives None.
+    ``compiled`` says whether such an op has run. ``aside`` says why the latest training forward was dense since it
+    runs, but for the number of samples; empty: it wasn't; None: there was none. A copy of a layer, whose weights may
+    leave the mask, gets no product: copying one, or pickling it, gives None.
     """
 
     _handles: ClassVar[itertools.count[int]] = itertools.count()
@@ -100,6 +103,7 @@ class Product:
         self._by_handle[number] = self
         self.compiled = False
         self.observing = True
+        self.aside: str | None = None
         self._samples: Counter[int] = Counter()
         self._input_gradient = False
         self._obstacle = ""
@@ -151,6 +155,10 @@ class Product:
     @property
     def topology(self) -> Any:
         """What it runs by; None while it is dense."""
+        raise NotImplementedError
+
+    def mask_changed(self) -> bool:
+        """Whether it runs by a mask that was changed in place since it started."""
         raise NotImplementedError
 
     def weight_is_masked(self) -> None:

@@ -31,6 +31,7 @@ from .product import (
     FORWARD,
     FP16,
     INPUT_GRADIENT,
+    MASK_CHANGED,
     PRODUCTS,
     SPARSE,
     WEIGHT_GRADIENT,
@@ -84,6 +85,8 @@ def _backward(
     need_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of input and weight. x: the input, or its tiles if ``packed``; run None: both dense."""
+    if run is not None and run.topology.outlived_mask():
+        raise RuntimeError(f"sparse_linear: backward must find the mask of its forward, but {MASK_CHANGED}")
     grad_x = grad_weight = None
     sparse_input, sparse_weight = need_input, need_weight
     if run is None or not run.sparse_input:
@@ -160,9 +163,10 @@ class LinearProduct(Product):
 
     It steps aside, and the layer's own forward runs, for what sparse kernels don't take: inputs that aren't plain
     float32 CPU tensors, autocast, transforms of ``torch.func``, forward-mode differentiation, tracing and exporting;
-    where the layer holds another weight than the one that is masked (``functional_call``); where somebody has written
-    weights outside of the mask; and for a number of samples beyond a factor of two of the plan's, unless ``favours``
-    says otherwise. Double backward raises RuntimeError.
+    where the mask was changed in place; where the layer holds another weight than the one that is masked
+    (``functional_call``); where somebody has written weights outside of the mask; and for a number of samples beyond a
+    factor of two of the plan's, unless ``favours`` says otherwise. Double backward, and a backward whose mask was
+    changed in place since the forward, raise RuntimeError.
     """
 
     def __init__(self, weight: Parameter) -> None:
@@ -198,7 +202,7 @@ class LinearProduct(Product):
         if not has_kernel(sparse_linear_op, "cpu"):
             return f"no compiled kernels: {_native.why_not() or 'this build has no sparse_linear'}"
         if fp16 and _native.cpu_fp16() == "none":
-            return "this processor, build or ACDC_CPU_ISA has no AVX512-FP16"
+            return _native.why_no_fp16()
         if fp16 and pattern != "unstructured":
             return f"no half-precision kernels for pattern {pattern!r}"
         return None
@@ -222,7 +226,7 @@ class LinearProduct(Product):
     def start(
         self, topology: Topology, chosen: Mapping[str, str], samples: int, favours: Callable[[int], bool] | None
     ) -> None:
-        self.observing = False
+        self.observing, self.aside = False, None
         self._run = _Run.of(topology, chosen)
         self._samples_range = ((samples + 1) // 2, 2 * samples) if samples else (1, 2**63)
         self._favours, self._favoured = favours, {}
@@ -236,6 +240,9 @@ class LinearProduct(Product):
     @property
     def topology(self) -> Topology | None:
         return None if self._run is None else self._run.topology
+
+    def mask_changed(self) -> bool:
+        return self._run is not None and self._run.topology.outlived_mask()
 
     def weight_is_masked(self) -> None:
         self._within, self._outside = version_of(self.weight), None
@@ -256,7 +263,10 @@ class LinearProduct(Product):
                 self._note(input, input.requires_grad)
             return nn.Linear.forward(layer, input)
         bias = parameters["bias"] if "bias" in parameters else layer.bias  # noqa: SIM401 (computed by a parametrization)
-        if _obstacle(input) or (run := self._run_for(input, bias)) is None:
+        run = _obstacle(input) or self._run_for(input, bias)
+        if weight.requires_grad and torch.is_grad_enabled():
+            self.aside = run if type(run) is str else ""
+        if type(run) is not _Run:
             return nn.Linear.forward(layer, input)
         if torch.is_grad_enabled():
             return _Linear.apply(input, weight, bias, run)
@@ -267,11 +277,13 @@ class LinearProduct(Product):
         if x.dim() and (samples := math.prod(x.shape[:-1])):
             self.note(samples, input_gradient, _obstacle(x) or "")
 
-    def _run_for(self, x: Tensor, bias: Tensor | None) -> _Run | None:
-        """What to compute x by, which has nothing that ``_obstacle`` names; None: the dense product."""
+    def _run_for(self, x: Tensor, bias: Tensor | None) -> _Run | str | None:
+        """What to compute x by, which has nothing that ``_obstacle`` names; None or a reason: the dense product."""
         run = self._run
         if run is None:
             return None
+        if run.topology.outlived_mask():
+            return MASK_CHANGED
         rows, cols = run.topology.shape
         if x.dim() == 0 or x.shape[-1] != cols:
             return None  # of a misfit the dense product tells in torch's words
@@ -286,7 +298,7 @@ class LinearProduct(Product):
                 return None
         version = version_of(self.weight)
         if version != self._within and not self._keeps_to_mask(version):
-            return None
+            return "the weight was written to outside of its mask"
         return run
 
     def _keeps_to_mask(self, version: tuple[int, int]) -> bool:
@@ -356,7 +368,9 @@ def _planned_linear(
         if product.observing and save:
             product._note(x, input_gradient)
         run = None if product.observing else product._run_for(x, bias)
-    if run is None:
+        if save:
+            product.aside = run if type(run) is str else ""
+    if type(run) is not _Run:
         y, packed, generation = linear(x, weight, bias), False, -1
         tiles = x.new_empty(0)
     else:

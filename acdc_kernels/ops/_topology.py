@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..formats.bundles import Topology
 from .distributed import is_sharded
@@ -18,6 +19,21 @@ def check_topology(op: str, topology: object) -> None:
             f"{op}: topology must be of the mask as it is now, got one built before the mask was changed in place;"
             f" compress again"
         )
+
+
+def check_backward_alone(op: str, *tensors: object) -> None:
+    """Raise where anything but ``backward`` would differentiate ``op``: it has no other derivatives."""
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._are_functorch_transforms_active():
+        how = "a transform of torch.func (vmap, grad, jvp, ...)"
+    elif forward_ad._current_level >= 0 and any(
+        isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    ):
+        how = "forward mode (a tangent)"
+    else:
+        return
+    raise RuntimeError(f"{op}: derivatives must be asked for by backward or torch.autograd.grad, got {how}")
 
 
 def check_tensor(op: str, name: str, tensor: object, dtypes: tuple[torch.dtype, ...], device: torch.device) -> None:

@@ -47,7 +47,7 @@ def group(reports: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         if config["schedule"] != "dense":
             name += f" {config['sparsity']:.0%}"
             if (kernels := config.get("kernels", "auto")) != "auto":
-                name += f" {kernels} kernels"
+                name += f" kernels={kernels}"
         while name in named:  # same name, other settings
             name += "'"
         named[name] = members

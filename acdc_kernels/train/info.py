@@ -69,8 +69,14 @@ def _sparse_products() -> list[tuple[str, str]]:
     kernels = f"float32 on the CPU, unstructured and block:4x1: C++ ({_native.cpu_isa()})"
     return [
         ("linear", f"dense, with zeros in the weights: {why}" if why else kernels),
-        ("AVX512-FP16", f"no: {why_fp16}" if why_fp16 else 'yes: kernels="fp16" may use it'),
+        ("AVX512-FP16", f"no: {why_fp16}" if why_fp16 else _fp16()),
     ]
+
+
+def _fp16() -> str:
+    if _native.cpu_fp16() == "emulated":
+        return "emulated, slowly and for tests (ACDC_CPU_FP16)"
+    return 'yes: kernels="fp16" may use it'
 
 
 def _notes() -> list[str]:

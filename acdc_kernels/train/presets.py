@@ -230,6 +230,11 @@ def make_config(preset: str, *, schedule: str = "acdc", seed: int = 0, threads: 
     if schedule == "dense":
         settings |= {"sparsity": 0.0, "pattern": "unstructured", "kernels": "dense"}
     else:
+        if settings["kernels"] in ("sparse", "fp16") and settings["precision"] != "fp32":
+            raise UserError(
+                f"kernels: must be auto, model or dense with precision {settings['precision']!r}, got "
+                f"{settings['kernels']!r}: under autocast all products are dense"
+            )
         own = settings["pattern"] != base["pattern"] and "sparsity" not in given
         settings["sparsity"] = _sparsity(settings["pattern"], None if own else settings["sparsity"])
     return RunConfig(schedule=schedule, phases=phases, seed=seed, threads=threads, **settings)

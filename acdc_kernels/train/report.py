@@ -235,7 +235,8 @@ def _plan(rows: Sequence[Mapping[str, Any]]) -> str:
     lines.append(f"{sparse} of {len(rows)} products are sparse" + (", dense are" if whys else ""))
     for alike in whys.values():
         others = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
-        lines.append(f"  {alike[0]['layer']} {alike[0]['product']}{others}: {alike[0]['reason']}")
+        figures = "e.g. " if len({row["reason"] for row in alike}) > 1 else ""  # of the first alone
+        lines.append(f"  {alike[0]['layer']} {alike[0]['product']}{others}: {figures}{alike[0]['reason']}")
     return "\n".join(lines)
 
 

@@ -229,6 +229,9 @@ def test_the_verdict_counts_points_above_what_noise_explains():
     assert head.endswith("up to 1.0% (95th percentile 1.0%)")
     assert count == "  1 points above 1.03 and that percentile"
     assert worst == ["  1.050x dense: planned layer 8->8, 95%, threads: 1; forward sparse, weight gradient dense"]
+    head, count = never_slower.verdict(rows[-6:])[:2]  # as of --quick
+    assert head.endswith("two dense layers differ by up to 1.0%")
+    assert count == "  1 points above 1.03 and that difference"
     assert means.endswith("mean: 2.00x at 50%, 0.97x at 90%, 0.95x at 95%, 0.10x at 99%")
 
 

@@ -548,6 +548,36 @@ def test_bad_input(name):
         call()
 
 
+PUBLIC = {
+    "sparse_linear": (lambda x: acdc.sparse_linear(x, V, T), torch.ones(3, T.cols)),
+    "compress": (lambda w: acdc.compress(w, T)[0], torch.ones(T.shape)),
+    "decompress": (lambda values: acdc.decompress(values, T), V.detach()),
+}
+TRANSFORMS = {
+    "vmap": lambda f, x: torch.func.vmap(f)(torch.stack((x, x))),
+    "grad": lambda f, x: torch.func.grad(lambda x: f(x).sum())(x),
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x,)),
+    "jacrev": lambda f, x: torch.func.jacrev(f)(x),
+}
+
+
+@pytest.mark.parametrize("op", PUBLIC)
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_transforms_are_errors_that_say_so(op, transform):
+    function, x = PUBLIC[op]
+    with pytest.raises(RuntimeError, match=rf"{op}: derivatives must be asked for by backward .* torch\.func"):
+        TRANSFORMS[transform](function, x)
+
+
+@pytest.mark.parametrize("op", PUBLIC)
+def test_a_tangent_is_an_error_that_says_so(op):
+    function, x = PUBLIC[op]
+    with torch.autograd.forward_ad.dual_level():
+        function(x)
+        with pytest.raises(RuntimeError, match=rf"{op}: derivatives must be .* got forward mode \(a tangent\)"):
+            function(torch.autograd.forward_ad.make_dual(x, x))
+
+
 def test_an_index_of_other_sizes_never_reaches_memory():
     """What only a caller of the ops can do: the kernels check sizes, so it is an error and not a bad read."""
     if not _native.available():

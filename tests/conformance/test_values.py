@@ -1,6 +1,7 @@
 """Topologies to the bit, and values gathered and scattered to the bit, against the format as its page says it."""
 
 import copy
+import io
 import pickle
 
 import pytest
@@ -209,6 +210,20 @@ def test_a_topology_is_a_frozen_pytree_that_copies_and_pickles():
     assert pytree.tree_map(lambda t: t.dtype, topology).index[0] == torch.uint8
 
 
+def test_a_topology_is_no_plain_data():
+    """An index that a file brings would be trusted by kernels."""
+    bits = acdc.pack_mask(torch.rand(8, 9) < 0.5)
+    values, topology = acdc.compress(torch.randn(8, 9), bits)
+    file = io.BytesIO()
+    torch.save(topology, file)
+    file.seek(0)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        torch.load(file, weights_only=True)
+    again = acdc.compress(acdc.decompress(values, topology), bits)
+    assert torch.equal(again[0], values)
+    assert all(map(torch.equal, again[1].index, topology.index))
+
+
 def test_a_topology_dies_with_its_mask():
     bits = acdc.pack_mask(torch.rand(40, 70) < 0.2)
     weight = torch.randn(40, 70)
@@ -236,6 +251,43 @@ def test_masks_made_in_inference_mode_have_topologies():
         bits = acdc.pack_mask(torch.rand(8, 9) < 0.5)
         values, topology = acdc.compress(torch.ones(8, 9), bits)
     assert torch.equal(acdc.decompress(values, topology), acdc.unpack_mask(bits, (8, 9)).float())
+    assert not topology.outlived_mask()
+    with torch.inference_mode():
+        bits[:2] = 0  # an inference tensor counts no changes: its kept weights are compared
+    with pytest.raises(ValueError, match="topology must be of the mask as it is now"):
+        acdc.decompress(values, topology)
+
+
+def test_a_mask_changed_in_inference_mode_is_noticed():
+    bits = acdc.pack_mask(torch.rand(8, 9) < 0.5)
+    topology = acdc.compress(torch.ones(8, 9), bits)[1]
+    with torch.inference_mode():
+        bits[0] ^= 1
+        assert topology.outlived_mask()
+
+
+STALE = r"index must be of the mask as it is now, got one whose bits were changed since it was built; compress again"
+
+
+@pytest.mark.parametrize("op", ["gather_values", "scatter_values"])
+@pytest.mark.parametrize("by", ["ops", "reference"])
+def test_a_mask_that_keeps_other_numbers_never_reaches_memory(op, by):
+    bits, weight = acdc.pack_mask(torch.rand(100, 100) < 0.2), torch.randn(100, 100)
+    values, topology = acdc.compress(weight, bits)
+    bits[:4] = 255
+    run = getattr(OPS if by == "ops" else reference, op)
+    with pytest.raises((ValueError, RuntimeError), match=f"{op}: {STALE}"):
+        run(weight if op == "gather_values" else values, list(topology.index), list(topology.meta), topology.format)
+
+
+def test_a_compiled_compress_refuses_a_mask_that_keeps_other_numbers():
+    bits, weight = acdc.pack_mask(torch.rand(100, 100) < 0.2), torch.randn(100, 100)
+    _, topology = acdc.compress(weight, bits)
+    compiled = torch.compile(lambda w, t: acdc.compress(w, t)[0], backend="aot_eager", fullgraph=True)
+    compiled(weight, topology)
+    bits[:4] = 255
+    with pytest.raises((ValueError, RuntimeError), match=f"gather_values: {STALE}"):
+        compiled(weight, topology)
 
 
 WEIGHT = torch.randn(8, 6)
@@ -292,7 +344,7 @@ BAD = {
     "a pattern without storage": (
         lambda: acdc.compress(WEIGHT, BITS, "2:4"),
         ValueError,
-        "build_topology: pattern must be 'unstructured' or 'block:4x1', got '2:4'",
+        "compress: pattern must be 'unstructured' or 'block:4x1', got '2:4'",
     ),
     "another topology's pattern": (
         lambda: acdc.compress(WEIGHT, TOPOLOGY, "block:4x1"),
@@ -353,6 +405,21 @@ BAD = {
         lambda: OPS.build_bundles(BITS, [8, 6, 47, 512, 512, 512, 512], "bundles"),
         (RuntimeError, ValueError),
         "build_bundles: bits must",
+    ),
+    "a pattern that is no text": (
+        lambda: acdc.compress(WEIGHT, BITS, pattern=["a"]),
+        TypeError,
+        "compress: pattern must be a str, got list",
+    ),
+    "a topology, and a pattern that is no text": (
+        lambda: acdc.compress(WEIGHT, TOPOLOGY, pattern=["a"]),
+        TypeError,
+        "compress: pattern must be a str, got list",
+    ),
+    "rows that are not whole groups, for compress": (
+        lambda: acdc.compress(torch.ones(6, 5), torch.zeros(mask_bytes(30), dtype=torch.uint8), "block:4x1"),
+        ValueError,
+        "compress: rows must be a multiple of 4 with pattern 'block:4x1', got 6",
     ),
 }
 

@@ -106,3 +106,19 @@ def test_without_a_compiler_the_build_says_so_and_goes_on(tmp_path):
     assert run.returncode == 0, run.stderr
     assert "no C++ compiler found" in run.stderr
     assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "isa", "why"),
+    [
+        (["avx512f"], "avx512", "this processor has no AVX512-FP16"),
+        (["avx512f", "avx512_fp16"], "avx2", "the kernels run at level avx2, by ACDC_CPU_ISA or for what the build or"),
+        (["avx512f", "avx512_fp16"], "avx512", "this build has no AVX512-FP16"),
+        (None, "avx512", "this processor or build has no AVX512-FP16"),
+    ],
+)
+def test_why_there_are_no_half_precision_products(flags, isa, why, monkeypatch):
+    monkeypatch.setattr(_native, "_cpu_flags", lambda: flags)
+    monkeypatch.setattr(_native, "cpu_isa", lambda: isa)
+    assert _native.why_no_fp16().startswith(why)
+    assert _native.why_no_fp16().endswith("ACDC_CPU_FP16=emulated is slow emulation, for tests")

@@ -559,6 +559,29 @@ def test_compiled_a_change_between_forward_and_backward(fresh):
     torch.testing.assert_close(layer.weight.grad, dense.weight.grad, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_mask_that_changes_before_backward_is_an_error(compiled, fresh):
+    layer, _mask, _dense = make()
+    forward = torch.compile(layer, backend="aot_eager", fullgraph=True) if compiled else layer
+    y = forward(torch.randn(8, COLS, requires_grad=True)).square().sum()
+    layer.product.topology.bits[0] ^= 1
+    with pytest.raises(RuntimeError, match="backward must find the mask of its forward, but its mask was changed in"):
+        y.backward()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_mask_that_changes_makes_forwards_dense(compiled, fresh, sparse_calls):
+    layer, _mask, dense = make()
+    forward = torch.compile(layer, backend="aot_eager", fullgraph=True) if compiled else layer
+    x = torch.randn(8, COLS, requires_grad=True)
+    forward(x)
+    layer.product.topology.bits[:4] = 255
+    assert torch.equal(forward(x), dense(x))
+    assert sparse_calls.forward == 1
+    assert layer.product.mask_changed()
+    assert layer.product.aside == "its mask was changed in place in this phase"
+
+
 def test_compiled_layers_share_a_graph(fresh):
     layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(12))
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")

@@ -317,9 +317,10 @@ def test_a_layer_that_training_never_ran(measured):
 
 
 @needs_kernels
-def test_autocast_stays_dense_and_says_so(measured):
-    r = Run("auto")
-    for _ in range(3):
+@pytest.mark.parametrize("kernels", ["auto", "sparse"])
+def test_autocast_stays_dense_and_says_so(measured, kernels):
+    r = Run(kernels)
+    for _ in range(4):
         x, y = r.data()
         r.optimizer.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -329,6 +330,40 @@ def test_autocast_stays_dense_and_says_so(measured):
         r.sparsifier.step()
     assert {row.kernel for row in r.sparsifier.plan()} == {DENSE}
     assert r.sparsifier.plan()[0].reason == "autocast to torch.bfloat16"
+    if kernels == "sparse":  # as asked, as soon as it can be
+        assert r.running() == [0, 3, 5]
+        r.train(1)
+        assert {row.kernel for row in r.sparsifier.plan()} == {SPARSE}
+
+
+def test_a_compiled_model_under_autocast_says_so():
+    torch.compiler.reset()
+    r = Run("sparse", COMPRESSED)
+    forward = torch.compile(r.model, backend="aot_eager")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        forward(r.data()[0]).sum().backward()
+    r.optimizer.step()
+    r.sparsifier.step()
+    row = r.sparsifier.plan()[0]
+    assert row.kernel == DENSE
+    assert row.reason.startswith("no training forward came to it: not run, or autocast")
+
+
+def test_a_plan_says_so_while_its_layers_step_aside():
+    r = Run("sparse").train(4)
+    with torch.no_grad():
+        r.model[3].weight.data.add_(0)
+        r.model[3].weight.add_(0.1)
+    with torch.no_grad():
+        r.model(r.data()[0])  # no training forward
+    assert {row.kernel for row in r.sparsifier.plan()} == {SPARSE}
+    r.model(r.data()[0])
+    rows = r.sparsifier.plan()
+    assert {row.reason for row in rows if row.kernel == DENSE} == {"the weight was written to outside of its mask"}
+    assert {row.layer for row in rows if row.kernel == DENSE} == {"3"}
+    r.train(1)  # masks it again
+    r.model(r.data()[0])
+    assert {row.kernel for row in r.sparsifier.plan()} == {SPARSE}
 
 
 REFUSED = {
@@ -361,7 +396,8 @@ def test_a_refusal_leaves_the_model_as_it_was():
 def test_half_precision_needs_its_processor(monkeypatch):
     monkeypatch.setattr(_native, "cpu_fp16", lambda: "none")
     with pytest.raises(
-        ValueError, match=r"got 'fp16': 0: (this processor, build .* no AVX512-FP16|no compiled kernels)"
+        ValueError,
+        match=r"got 'fp16': 0, 3, 5: (.* no AVX512-FP16.*; ACDC_CPU_FP16=emulated is slow|no compiled kernels)",
     ):
         Run("fp16")
 
@@ -565,6 +601,36 @@ def test_a_mask_that_changes_in_a_phase_makes_its_layer_dense(how):
     assert torch.equal(r.model[3](x), nn.functional.linear(x, weight, r.model[3].bias))
     r.train()
     assert r.running() == [0, 3, 5]
+
+
+@pytest.mark.parametrize("how", ["all kept", "some more kept", "some more pruned"])
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_mask_that_changes_in_place_makes_its_layer_dense(how, inference):
+    r = Run("sparse", COMPRESSED)
+    if inference:  # whose masks count no changes
+        r.sparsifier.remove()
+        with torch.inference_mode():
+            r.sparsifier = acdc.Sparsifier(r.model, r.optimizer, COMPRESSED, sparsity=0.8, kernels="sparse")
+    r.train(1)
+    layer, bits = r.model[3], r.optimizer.masks[r.model[3].weight]
+    assert bits.is_inference() == inference
+    with torch.inference_mode(inference):
+        if how == "all kept":
+            bits.fill_(255)
+        elif how == "some more kept":
+            bits[:4] = 255
+        else:
+            bits[:16] = 0
+    x = torch.randn(5, 16)
+    assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+    rows = [row for row in r.sparsifier.plan() if row.layer == "3"]
+    assert {(row.kernel, row.reason) for row in rows} == {(DENSE, "its mask was changed in place in this phase")}
+    assert r.running() == [0, 5]
+    assert r.sparsifier.state_dict()["plan"]["rows"][3]["kernel"] == DENSE
+    r.optimizer.step()
+    assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+    r.train(4)
+    assert r.running() == [0, 3, 5]  # of the next phase
 
 
 def test_the_same_mask_again_changes_nothing():

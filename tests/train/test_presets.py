@@ -72,6 +72,13 @@ def test_every_preset_works_with_every_schedule(preset, schedule):
         ({"optimizer": "adamw"}, "lr: must be given with optimizer 'adamw', as preset 'demo' has one for 'sgd' only"),
         ({"precision": "fp8"}, "precision: must be one of fp32, bf16, got 'fp8'"),
         ({"kernels": "fast"}, "kernels: must be one of auto, model, dense, sparse, fp16, got 'fast'"),
+        *(
+            (
+                {"kernels": kernels, "precision": "bf16"},
+                f"kernels: must be auto, model or dense with precision 'bf16', got '{kernels}': under autocast all",
+            )
+            for kernels in ("sparse", "fp16")
+        ),
         ({"pattern": "zigzag"}, "pattern must be .*'unstructured'.*, got 'zigzag'"),
         ({"seed": -1}, r"seed: must be in \[0, 2\*\*31\), got -1"),
         ({"threads": 0}, "threads: must be at least 1, got 0"),
@@ -81,6 +88,11 @@ def test_every_preset_works_with_every_schedule(preset, schedule):
 def test_impossible_settings(changes, message):
     with pytest.raises(UserError, match=message):
         make_config("demo", **{"threads": 1, **changes})
+
+
+def test_mixed_precision_goes_with_dense_products():
+    for changes in ({}, {"kernels": "model"}, {"kernels": "sparse", "schedule": "dense"}):
+        assert make_config("demo", threads=1, precision="bf16", **changes).precision == "bf16"
 
 
 def test_unknown_preset():

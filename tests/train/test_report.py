@@ -97,7 +97,7 @@ def test_the_plan_is_shown_layer_by_layer_with_the_reasons_for_dense(finished):
     ]
     assert (
         "2 of 5 products are sparse, dense are\n  1 input gradient: x needs no gradient\n"
-        "  5 forward and 1 more: 0.25 ms sparse, 0.2 dense\n"
+        "  5 forward and 1 more: e.g. 0.25 ms sparse, 0.2 dense\n"
     ) in text
     assert "Every product of this run was dense" not in text
     many = [row(f"layer {i}", "forward", "sparse") for i in range(20)]
@@ -157,7 +157,7 @@ def test_reports_of_before_these_settings_are_still_compared(finished):
 def test_another_pattern_has_its_name(finished):
     report = read_report(finished())
     report["config"] |= {"pattern": "2:4", "sparsity": 0.5}
-    assert [row[0] for row in comparison([report])[1]] == ["demo acdc 2:4 50% model kernels"] * 2
+    assert [row[0] for row in comparison([report])[1]] == ["demo acdc 2:4 50% kernels=model"] * 2
 
 
 @pytest.mark.parametrize("schedule", ["acdc", "dense"])
@@ -174,7 +174,7 @@ def test_seeds_are_averaged(finished):
     header, rows = comparison(reports)
     column = {name: [row[header.index(name)] for row in rows] for name in ("run", "model", "seeds", "test accuracy")}
     assert column == {
-        "run": ["demo acdc 90% model kernels", "demo acdc 90% model kernels", "demo dense"],
+        "run": ["demo acdc 90% kernels=model", "demo acdc 90% kernels=model", "demo dense"],
         "model": ["sparse", "dense twin", "dense"],
         "seeds": ["2", "2", "1"],
         "test accuracy": ["81.00 ± 1.41%", "91.00 ± 1.41%", "95.00%"],
@@ -196,7 +196,7 @@ def test_costs_set_acdc_beside_its_dense_run(finished):
     header, rows = costs(reports)
     acdc, alone = (dict(zip(header, row, strict=True)) for row in rows)
     assert {name: acdc[name] for name in header if name not in ("test accuracy", "training FLOPs")} == {
-        "run": "demo acdc 90% model kernels",
+        "run": "demo acdc 90% kernels=model",
         "seeds": "2",
         "training time": "40.0 s",
         "of dense": "60.0%",  # seed 0 alone has a dense run
@@ -241,15 +241,15 @@ def test_several_runs_as_markdown_and_plot(finished, tmp_path):
     assert lines[0].startswith("| run | model | epochs | seeds | test accuracy |")
     assert lines[1].startswith("| --- | --- | ---: |")
     assert [line.split(" | ")[:2] for line in lines[2:6]] == [
-        ["| demo acdc 90% model kernels", "sparse"],
-        ["| demo acdc 90% model kernels", "dense twin"],
-        ["| demo prune-once 90% model kernels", "sparse"],
+        ["| demo acdc 90% kernels=model", "sparse"],
+        ["| demo acdc 90% kernels=model", "dense twin"],
+        ["| demo prune-once 90% kernels=model", "sparse"],
         ["| demo dense", "dense"],
     ]
     assert lines[7].startswith("| run | seeds | test accuracy | training FLOPs | training time | of dense |")
     assert [line.split(" | ")[:2] for line in lines[9:]] == [
-        ["| demo acdc 90% model kernels", "2"],
-        ["| demo prune-once 90% model kernels", "1"],
+        ["| demo acdc 90% kernels=model", "2"],
+        ["| demo prune-once 90% kernels=model", "1"],
         ["| demo dense", "1"],
     ]
     assert said[0].splitlines()[0].split()[:2] == ["run", "model"]

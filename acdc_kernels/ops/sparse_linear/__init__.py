@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...formats.bundles import Topology
-from .._topology import check_tensor, check_topology, check_values
+from .._topology import check_backward_alone, check_tensor, check_topology, check_values
 from . import contract
 
 DTYPES = (torch.float32,)
@@ -23,7 +23,7 @@ def sparse_linear(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | 
     Args:
         x: ``[..., inputs]``, float32, any strides; no leading dimensions, and leading dimensions of 0, are fine.
         values: ``[kept]`` as :func:`acdc_kernels.compress` returns them (blocks may be flat), float32.
-        topology: of these values.
+        topology: the one that these values were made with: those of another are in another order.
         bias: ``[outputs]``, float32, any strides; None: no bias.
 
     Returns:
@@ -31,9 +31,11 @@ def sparse_linear(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | 
 
     Raises:
         TypeError, ValueError: another dtype, shape or device; a topology whose mask was changed in place since.
-        RuntimeError: in backward, if gradients of the gradients are asked for.
+        RuntimeError: in backward, if gradients of the gradients are asked for; under a transform of ``torch.func``, or
+            with a tangent of forward mode.
     """
     check_topology("sparse_linear", topology)
+    check_backward_alone("sparse_linear", x, values, bias)
     device = topology.bits.device
     check_tensor("sparse_linear", "x", x, DTYPES, device)
     if x.dim() == 0 or x.shape[-1] != topology.cols:

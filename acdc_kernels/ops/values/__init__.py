@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ...formats.bundles import BLOCKS_4X1, FORMATS, LARGEST_KEPT, Topology, choose_meta
-from ...formats.mask_bits import check_bits
-from .._topology import check_tensor, check_topology, check_values
+from ...formats.mask_bits import check_bits, count_bits
+from .._topology import check_backward_alone, check_tensor, check_topology, check_values
 from ..dtypes import FLOAT_DTYPES
 from ..mask_bits import unpack_mask
 from . import contract
@@ -25,26 +25,27 @@ def _size(name: str, value: object) -> int:
     return size
 
 
-def _check_blocks(bits: Tensor, rows: int, cols: int) -> None:
+def _check_blocks(op: str, bits: Tensor, rows: int, cols: int) -> None:
     if rows % 4:
-        raise ValueError(f"build_topology: rows must be a multiple of 4 with pattern 'block:4x1', got {rows}")
+        raise ValueError(f"{op}: rows must be a multiple of 4 with pattern 'block:4x1', got {rows}")
     whole = cols % 8 == 0  # then the bits of a row are bytes of its own
     groups = bits.view(rows // 4, 4, cols // 8) if whole else unpack_mask(bits, (rows // 4, 4, cols))
     if not bool((groups[:, 1:] == groups[:, :1]).all()):
         group = int((groups[:, 1:] != groups[:, :1]).flatten(1).any(1).nonzero()[0])
         raise ValueError(
-            f"build_topology: bits must keep whole blocks of 4 rows and 1 column with pattern 'block:4x1',"
+            f"{op}: bits must keep whole blocks of 4 rows and 1 column with pattern 'block:4x1',"
             f" got rows {4 * group} to {4 * group + 3} that differ"
         )
 
 
-def count_bits(bits: Tensor) -> int:
-    """How many weights a mask keeps."""
-    ones = torch.tensor([byte.bit_count() for byte in range(256)], device=bits.device)
-    return int((torch.bincount(bits, minlength=256) * ones).sum())
+def _format(op: str, pattern: object) -> str:
+    if not isinstance(pattern, str):
+        raise TypeError(f"{op}: pattern must be a str, got {type(pattern).__name__}")
+    if pattern not in FORMATS:
+        raise ValueError(f"{op}: pattern must be {' or '.join(map(repr, FORMATS))}, got {pattern!r}")
+    return FORMATS[pattern]
 
 
-@torch.no_grad()
 def build_topology(bits: Tensor, rows: int, cols: int, pattern: str = "unstructured") -> Topology:
     """The topology of the weight of a linear layer, ``[rows, cols]``, under a mask.
 
@@ -63,22 +64,24 @@ def build_topology(bits: Tensor, rows: int, cols: int, pattern: str = "unstructu
         TypeError, ValueError: a mask of another length or dtype, one without data (meta), 2**31 kept weights or more,
             another pattern, rows that are not whole groups of 4 or differ within one with ``"block:4x1"``.
     """
+    return _build("build_topology", bits, _size("rows", rows), _size("cols", cols), pattern)
+
+
+@torch.no_grad()
+def _build(op: str, bits: Tensor, rows: int, cols: int, pattern: str) -> Topology:
     if torch.compiler.is_compiling():
         torch._dynamo.graph_break(msg="a topology is built on the host; in a full graph, pass compress a topology")
-    rows, cols = _size("rows", rows), _size("cols", cols)
-    if pattern not in FORMATS:
-        known = " or ".join(map(repr, FORMATS))
-        raise ValueError(f"build_topology: pattern must be {known}, got {pattern!r}")
-    check_bits("build_topology: bits", bits, rows * cols)
+    format = _format(op, pattern)
+    check_bits(f"{op}: bits", bits, rows * cols)
     if bits.is_meta:
-        raise ValueError("build_topology: bits must hold a mask, got a tensor on meta")
-    if FORMATS[pattern] == BLOCKS_4X1:
-        _check_blocks(bits, rows, cols)
+        raise ValueError(f"{op}: bits must hold a mask, got a tensor on meta")
+    if format == BLOCKS_4X1:
+        _check_blocks(op, bits, rows, cols)
     kept = count_bits(bits)
     if kept > LARGEST_KEPT:
-        raise ValueError(f"build_topology: bits must keep at most {LARGEST_KEPT} weights, got {kept}")
+        raise ValueError(f"{op}: bits must keep at most {LARGEST_KEPT} weights, got {kept}")
     meta = choose_meta(rows, cols, kept)
-    return Topology(FORMATS[pattern], meta, (bits, *contract.build_bundles_op(bits, meta, FORMATS[pattern])))
+    return Topology(format, meta, (bits, *contract.build_bundles_op(bits, meta, format)))
 
 
 def compress(weight: Tensor, bits: Tensor | Topology, pattern: str = "unstructured") -> tuple[Tensor, Topology]:
@@ -104,16 +107,18 @@ def compress(weight: Tensor, bits: Tensor | Topology, pattern: str = "unstructur
         TypeError, ValueError: another number of dimensions or dtype, a mask of another length, mixed devices, another
             pattern, blocks that are not whole, 2**31 kept weights or more; a topology of another shape, or one whose
             mask was changed in place since.
+        RuntimeError: under a transform of ``torch.func``, or with a tangent of forward mode.
     """
     if not isinstance(weight, Tensor):
         raise TypeError(f"compress: weight must be a tensor, got {type(weight).__name__}")
+    check_backward_alone("compress", weight)
     check_tensor("compress", "weight", weight, FLOAT_DTYPES, weight.device)
     if weight.dim() != 2:
         raise ValueError(f"compress: weight must have 2 dimensions (of a linear layer), got shape {list(weight.shape)}")
     if isinstance(bits, Topology):
         topology = bits
         check_topology("compress", topology)
-        if pattern != "unstructured" and FORMATS.get(pattern) != topology.format:
+        if pattern != "unstructured" and _format("compress", pattern) != topology.format:
             raise ValueError(f"compress: pattern must be the topology's ({topology.format}), got {pattern!r}")
         if tuple(weight.shape) != topology.shape:
             raise ValueError(
@@ -122,7 +127,7 @@ def compress(weight: Tensor, bits: Tensor | Topology, pattern: str = "unstructur
         check_tensor("compress", "weight", weight, FLOAT_DTYPES, topology.bits.device)
     else:
         check_bits("compress: bits", bits, weight.numel(), weight.device)
-        topology = build_topology(bits, weight.shape[0], weight.shape[1], pattern)
+        topology = _build("compress", bits, weight.shape[0], weight.shape[1], pattern)
     values = contract.gather_values_op(weight, topology.index, topology.meta, topology.format)
     return values.view(topology.values_shape), topology
 
@@ -136,15 +141,17 @@ def decompress(values: Tensor, topology: Topology) -> Tensor:
 
     Args:
         values: as :func:`compress` returns them, or flat; float32, float64, bfloat16 or float16, any strides.
-        topology: of these values.
+        topology: the one that these values were made with: those of another are in another order.
 
     Returns:
         ``[outputs, inputs]``, contiguous, of the values' dtype.
 
     Raises:
         TypeError, ValueError: values of another shape, dtype or device; a topology whose mask was changed in place.
+        RuntimeError: under a transform of ``torch.func``, or with a tangent of forward mode.
     """
     check_topology("decompress", topology)
+    check_backward_alone("decompress", values)
     check_values("decompress", values, topology, FLOAT_DTYPES)
     flat = values.reshape(-1).contiguous()
     return contract.scatter_values_op(flat, topology.index, topology.meta, topology.format)

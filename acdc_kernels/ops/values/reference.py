@@ -12,6 +12,16 @@ from ...formats.bundles import BLOCKS_4X1, OFFSET_SCALE, RANK_STEP
 from ..mask_bits.reference import unpack_mask
 
 
+def check_rank(op: str, row: Tensor, col: Tensor, rank: Tensor, cols: int) -> None:
+    """Raise unless as many weights are kept in every run of 4096 as when the index was built."""
+    counts = torch.bincount((row * cols + col) // RANK_STEP, minlength=rank.numel() - 1)
+    if not torch.equal(_exclusive_sum(counts), rank):
+        raise ValueError(
+            f"{op}: index must be of the mask as it is now, got one whose bits were changed since it was built;"
+            " compress again"
+        )
+
+
 def kept_positions(bits: Tensor, rows: int, cols: int) -> tuple[Tensor, Tensor]:
     """Row and column of every kept weight, in row-major order: int64 [kept] each."""
     flat = unpack_mask(bits, [rows * cols]).nonzero().view(-1)
@@ -108,6 +118,7 @@ def build_bundles(bits: Tensor, meta: list[int], format: str) -> list[Tensor]:
 
 def gather_values(weight: Tensor, index: list[Tensor], meta: list[int], format: str) -> Tensor:
     row, col = kept_positions(index[0], meta[0], meta[1])
+    check_rank("gather_values", row, col, index[1], meta[1])
     values = weight.new_empty((meta[2],))
     values[index[2].long()] = weight[row, col]
     return values
@@ -115,6 +126,7 @@ def gather_values(weight: Tensor, index: list[Tensor], meta: list[int], format: 
 
 def scatter_values(values: Tensor, index: list[Tensor], meta: list[int], format: str) -> Tensor:
     row, col = kept_positions(index[0], meta[0], meta[1])
+    check_rank("scatter_values", row, col, index[1], meta[1])
     weight = values.new_zeros((meta[0], meta[1]))
     weight[row, col] = values[index[2].long()]
     return weight
