@@ -464,6 +464,7 @@ planned_linear_op = register(
     _fake_planned,
     backward=_planned_gradients,
     setup_context=_setup,
+    composed=True,
 )
 planned_linear_backward_op = register(
     "planned_linear_backward",
@@ -473,6 +474,7 @@ planned_linear_backward_op = register(
     _fake_planned_backward,
     backward=_refuse,
     setup_context=lambda ctx, inputs, output: None,
+    composed=True,
 )
 
 

@@ -36,15 +36,18 @@ def register(
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
     flops: Callable[..., int] | None = None,
+    composed: bool = False,
 ) -> torch._ops.OpOverload:
     """Define ``acdc_kernels::name``: ``schema`` is its arguments and returns, ``mutates`` what it writes to.
 
     ``backward`` and ``setup_context`` are its gradient, as ``torch.library.register_autograd`` takes them; ``flops``
-    its count from the arguments with a shape for every tensor, for ``torch.utils.flop_counter``.
+    its count from the arguments with a shape for every tensor, for ``torch.utils.flop_counter``. A ``composed`` op
+    calls other ops: its "reference" stands in for no kernel.
     """
 
     def stand_in(*args: Any) -> Any:
-        _native.warn_reference(_device_type(args))
+        if not composed:
+            _native.warn_reference(_device_type(args))
         return reference(*args)
 
     op = torch.library.custom_op(f"{NAMESPACE}::{name}", stand_in, mutates_args=mutates, schema=schema)

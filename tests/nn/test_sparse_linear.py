@@ -15,11 +15,12 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from acdc_kernels import pack_mask
+from acdc_kernels import _native, pack_mask
 from acdc_kernels.nn import sparse_linear as module
 from acdc_kernels.nn import unwrap, wrap
 from acdc_kernels.nn.product import DENSE, FORWARD, INPUT_GRADIENT, PRODUCTS, SPARSE, WEIGHT_GRADIENT, Observation
 from acdc_kernels.nn.sparse_linear import LinearProduct, LinearTrial
+from acdc_kernels.ops._registry import has_kernel
 
 ROWS, COLS = 24, 37
 CHOICES = [dict(zip(PRODUCTS, kernels, strict=True)) for kernels in itertools.product((DENSE, SPARSE), repeat=3)]
@@ -619,6 +620,15 @@ def test_the_opaque_ops_count_kept_weights():
         layer.product.stop()
         module.planned_linear_op(*args)[0].sum().backward()
     assert counter.get_total_flops() == 2 * 5 * (2 * int(mask.sum()) + 4 * mask.numel())
+
+
+@pytest.mark.skipif(not has_kernel(module.sparse_linear_op, "cpu"), reason="no compiled kernels")
+def test_the_opaque_ops_are_no_references(fresh):
+    _native.warn_reference.cache_clear()
+    layer, _mask, _dense = make()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*plain torch reference")
+        torch.compile(layer, backend="aot_eager", fullgraph=True)(torch.randn(8, COLS)).sum().backward()
 
 
 def test_the_opaque_ops_keep_torchs_rules():
