@@ -103,7 +103,8 @@ class Products:
     def step(self, phase: Phase, step: int) -> None:
         """Called after an update that ends no phase; ``step`` is the next one."""
         for product in self._running.values():
-            product.weight_is_masked()
+            if self._masks.untouched(product.weight):
+                product.weight_is_masked()
         self._take_observations()
         if phase.kind == "dense":
             now = time.perf_counter()

@@ -154,7 +154,7 @@ class Product:
         raise NotImplementedError
 
     def weight_is_masked(self) -> None:
-        """Called when the optimizer's masks have been applied: the weight keeps to its mask as it is now."""
+        """Called where the weight, as it is now, is known to keep to its mask; else the product has to look."""
         raise NotImplementedError
 
     def start_observing(self) -> None:

@@ -244,7 +244,7 @@ class LinearProduct(Product):
         self._samples_range = ((samples + 1) // 2, 2 * samples) if samples else (1, 2**63)
         self._favours, self._favoured = favours, {}
         self._generation += 1
-        self.weight_is_masked()
+        self._within = self._outside = None
 
     def stop(self) -> None:
         self._run = self._favours = self._gathered = self._within = self._outside = None
@@ -608,6 +608,7 @@ class LinearTrial:
         if any(kernel != DENSE for kernel in chosen.values()):
             product = LinearProduct(weight)
             product.start(self._topology(), {**dict.fromkeys(PRODUCTS, DENSE), **chosen}, 0, None)
+            product.weight_is_masked()  # whatever it holds, this is about time
 
         def step() -> object:
             return torch.autograd.grad(product(layer, x), wanted, grad)

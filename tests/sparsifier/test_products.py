@@ -638,6 +638,59 @@ def test_weights_swapped_in_for_an_evaluation():
     close(r, Run("sparse").train())
 
 
+def dense_product(r, x):
+    return nn.functional.linear(x, r.model[0].weight, r.model[0].bias)
+
+
+def test_writes_between_the_two_steps_are_seen():
+    r = Run("sparse").train(3)
+    x = torch.randn(5, 12)
+    r.update()
+    with torch.no_grad():
+        r.model[0].weight.add_(0.1)
+    r.sparsifier.step()
+    torch.testing.assert_close(r.model(x), r.model[1:](dense_product(r, x)))
+
+
+@pytest.mark.parametrize("how", ["no gradients", "no update", "Inf"])
+def test_writes_that_no_update_has_masked_are_seen(how):
+    r = Run("sparse").train(3)
+    x = torch.randn(5, 12)
+    r.optimizer.zero_grad()
+    if how == "Inf":
+        r.model(r.data()[0]).sum().backward()
+        r.optimizer.found_inf = torch.ones(1)
+    with torch.no_grad():
+        r.model[0].weight.add_(0.1)
+    if how != "no update":
+        r.optimizer.step()
+    r.sparsifier.step()
+    assert r.running() == [0, 3, 5]
+    torch.testing.assert_close(r.model(x), r.model[1:](dense_product(r, x)))
+
+
+def test_writes_before_a_plan_starts_are_seen():
+    r = Run("sparse", COMPRESSED)
+    state = r.sparsifier.state_dict()
+    with torch.no_grad():
+        r.model[0].weight.add_(0.1)
+    x = torch.randn(5, 12)
+    torch.testing.assert_close(r.model(x), r.model[1:](dense_product(r, x)))
+    r.sparsifier.load_state_dict(state)  # masks anew
+    assert r.sparsifier.achieved_sparsity() >= 0.79
+    with torch.no_grad():
+        r.model[0].weight.add_(0.1)
+    torch.testing.assert_close(r.model(x), r.model[1:](dense_product(r, x)))
+
+
+def test_what_the_optimizer_wrote_is_not_looked_at(monkeypatch):
+    looked = []
+    look = LinearProduct._keeps_to_mask
+    monkeypatch.setattr(LinearProduct, "_keeps_to_mask", lambda self, version: looked.append(1) or look(self, version))
+    Run("sparse").train(5)
+    assert len(looked) == 3  # each layer's, where the phase begins
+
+
 # Ways to train
 
 
