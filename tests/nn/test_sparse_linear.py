@@ -508,7 +508,15 @@ def test_observing_notes_what_stands_in_the_way():
     layer, _ = observing()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         layer(torch.randn(2, COLS))
-    assert layer.product.observed().obstacle == "autocast to torch.bfloat16"
+    assert layer.product.observed() == Observation(2, False, "autocast to torch.bfloat16")
+    layer(torch.randn(7, COLS))
+    layer(torch.randn(7, COLS))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        layer(torch.randn(2, COLS))
+    assert layer.product.observed() == Observation(7, False)  # of as many calls
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        layer(torch.randn(3, COLS))
+    assert layer.product.observed() == Observation(2, False, "autocast to torch.bfloat16")
 
 
 REFUSALS = {
