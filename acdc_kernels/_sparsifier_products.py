@@ -7,7 +7,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from .nn import product_type
-from .nn.product import DENSE, FORWARD, FP16, MASK_CHANGED, PRODUCTS, SPARSE, Observation, Product, Trial
+from .nn.product import DENSE, FORWARD, FP16, MASK_CHANGED, PRODUCTS, SPARSE, Calls, Observation, Product, Trial
 from .ops.distributed import from_first, is_sharded, local_part
 from .ops.values import count_bits
 from .plan import BUDGET, Choice, Planner, PlanRow
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["KERNELS", "Products"]
 
 KERNELS = ("auto", "model", "dense", "sparse", "fp16")
+OBSERVED_STEPS = 8  # of a dense phase, the last ones
 
 
 class Products:
@@ -69,6 +70,7 @@ class Products:
             raise ValueError(f"Sparsifier: kernels must be 'auto', 'model' or 'dense' here, got {kernels!r}: {why}")
         self.seconds = 0.0
         self._rows: list[PlanRow] = []
+        self._calls = {name: product.calls for name, product in self._products.items()}
         self._observed: dict[str, Observation] = {}
         self._pending = False  # a compressed phase has begun, and no layer was seen in training yet
         self._running: dict[str, Product] = {}
@@ -95,6 +97,8 @@ class Products:
         if phase.kind == "compressed":
             self._pending = True
             self._plan(phase, step)
+        elif self._is_watched(phase, step):
+            self._observe()
 
     def end(self) -> None:
         """Called before the masks of a compressed phase go: from here on the layers are dense."""
@@ -109,17 +113,19 @@ class Products:
         """Called after an update that ends no phase; ``step`` is the next one."""
         self._masks_changed()
         for product in self._running.values():
-            product.weight_is_masked()
+            if self._masks.untouched(product.weight):
+                product.weight_is_masked()
             if product.aside is None:
                 product.aside = "no training forward came to it: not run, or autocast or transforms in a compiled model"
-        self._take_observations()
+        watched = self._is_watched(phase, step)
+        self._take_observations(go_on=watched)
+        if watched:
+            self._observe()  # batches may be of another size by now
         if phase.kind == "dense":
             now = time.perf_counter()
             if self._last_step is not None:
                 self._dense_steps.append(now - self._last_step)
             self._last_step = now
-            if step == phase.last_step and self._schedule.at(step + 1).kind == "compressed":
-                self._observe()  # batches may be of another size by now
         elif self._pending:
             self._plan(phase, step)
 
@@ -130,7 +136,7 @@ class Products:
             "kernels": self._kernels,
             "pending": self._pending,
             "rows": [row.to_dict() for row in self._rows],
-            "observed": {name: asdict(seen) for name, seen in self._observed.items()},
+            "observed": {name: calls.to_dict() for name, calls in self._calls.items() if calls.observed()},
         }
 
     def differences(self, state: object, phase: Phase) -> list[str]:
@@ -149,9 +155,12 @@ class Products:
         self.end()
         self._last_step = None
         self._rows = [PlanRow.from_dict(row) for row in state["rows"]]
-        self._observed = {name: Observation(**seen) for name, seen in state["observed"].items()}
-        for product in self._products.values():
-            product.observing = False
+        watched = self._is_watched(phase, step)
+        self._calls = {name: Calls.from_dict(calls) for name, calls in state["observed"].items()}
+        self._observed = {name: calls.observed() for name, calls in self._calls.items()}
+        for name, product in self._products.items():
+            product.observing = watched
+            product.calls = self._calls.setdefault(name, Calls())
         same = state["kernels"] == self._kernels
         if phase.kind == "compressed":
             self._pending = state["pending"] if same else True
@@ -159,7 +168,8 @@ class Products:
                 self._plan(phase, step)
             elif not self._pending:
                 self._start()
-        if not self._products.keys() <= self._observed.keys() and (phase.kind == "dense" or self._pending):
+        unseen = not self._products.keys() <= self._observed.keys()
+        if watched or (unseen and (phase.kind == "dense" or self._pending)):
             self._observe()
 
     def _make(self, layer: nn.Module, weight: Parameter) -> Product | str:
@@ -183,17 +193,26 @@ class Products:
     def _place(self, name: str, product: Product | None) -> None:
         _fill(self._layers[name][0], product)
 
+    def _is_watched(self, phase: Phase, step: int) -> bool:
+        """Whether the step is one of the last dense ones before a compressed phase, which the plan will be made for."""
+        if phase.kind != "dense" or step <= phase.last_step - OBSERVED_STEPS:
+            return False
+        return self._schedule.at(phase.last_step + 1).kind == "compressed"
+
     def _observe(self) -> None:
         for name, product in self._products.items() if self._kernels != "sparse" else ():
-            product.start_observing()
+            if not product.observing:
+                product.start_observing()
             self._place(name, product)
 
-    def _take_observations(self) -> None:
+    def _take_observations(self, go_on: bool = False) -> None:
         for name, product in self._products.items():
             if product.observing and (seen := product.observed()) is not None:
+                product.calls.taken()
                 self._observed[name] = seen
-                product.observing = False
-                self._place(name, None)
+                if not go_on:
+                    product.observing = False
+                    self._place(name, None)
 
     def _plan(self, phase: Phase, step: int) -> None:
         """Makes the plan and starts it; it stays pending while no layer was seen in training."""
@@ -228,10 +247,12 @@ class Products:
                 trials[name] = product.trial(self._layers[name][0], self._pattern, bits, seen, build, self._fp16)
         planner = Planner(self._kernels != "model" and not torch.are_deterministic_algorithms_enabled())
         dense = median(self._dense_steps) if self._dense_steps else sum(map(planner.dense_step, trials.values()))
+        budget = BUDGET * (phase.last_step + 1 - step) * dense - (time.perf_counter() - start)
         with torch.autocast("cpu", enabled=False), torch.enable_grad():
-            choices = planner.plan(trials, self._chosen(), BUDGET * (phase.last_step + 1 - step) * dense)
+            choices = planner.plan(trials, self._chosen(), budget)
+        rows = self._table(choices)
         self.seconds += time.perf_counter() - start - (self._topologies.seconds - built)
-        return self._table(choices)
+        return rows
 
     @property
     def _fp16(self) -> bool:
@@ -396,14 +417,12 @@ def _differences(plan: object, layers: Mapping[str, object]) -> list[str]:
         lines.append("plan's rows must be one a layer and product")
     if not lines and plan["rows"] and len(plan["rows"]) != len(PRODUCTS) * len(layers):
         lines.append(f"plan's rows must be {len(PRODUCTS)} a layer, got {len(plan['rows'])} for {len(layers)} layers")
-    for name, seen in plan["observed"].items():
-        kinds = {"samples": int, "input_gradient": bool, "obstacle": str}
-        if (
-            name not in layers
-            or not isinstance(seen, Mapping)
-            or seen.keys() != kinds.keys()
-            or not all(type(seen[key]) is kind for key, kind in kinds.items())
-            or not seen["samples"] > 0
-        ):
-            lines.append(f"plan's observed[{name!r}] must be of a layer here and hold {', '.join(kinds)}, got {seen!r}")
-    return lines
+    return lines + [line for name, seen in plan["observed"].items() if (line := _misfit(name, seen, layers))]
+
+
+def _misfit(name: str, calls: object, layers: Mapping[str, object]) -> str:
+    try:
+        fits = name in layers and Calls.from_dict(calls).observed() is not None
+    except ValueError as error:
+        return f"plan's observed[{name!r}]: {error}"
+    return "" if fits else f"plan's observed[{name!r}] must be of a layer here and hold calls, got {calls!r}"

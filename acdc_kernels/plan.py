@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -145,16 +145,34 @@ class Memory:
     """Times measured before, on disk: ``$ACDC_PLAN_CACHE`` is the folder ("0": none); by default
     ``acdc-kernels`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
 
-    One JSON file, replaced in one step; what can't be read is ignored, and what can't be written is not remembered. Of
-    processes that write at the same time the last one wins.
+    One JSON file, read when it is first asked, and replaced in one step; what can't be read is ignored, and what can't
+    be written is not remembered. Of processes that write at the same time the last one wins.
     """
 
     FORMAT = 1
     LARGEST = 4096  # entries; the oldest go first
+    RATE = 25e6  # bytes/s, of reading or writing
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self.entries = self._read()
+        self._put: set[str] = set()
+
+    @cached_property
+    def entries(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Key -> group -> name -> seconds; the oldest first."""
+        return self._read()
+
+    @cached_property
+    def reading(self) -> float:
+        """Seconds that reading the file takes, by its size; saving takes about three times that."""
+        try:
+            return 0.0 if self.path is None else 2e-4 + self.path.stat().st_size / self.RATE
+        except OSError:
+            return 2e-4
+
+    def fits(self, seconds: float) -> bool:
+        """Whether it can be asked within that time."""
+        return "entries" in self.__dict__ or self.reading <= seconds
 
     @classmethod
     def of_user(cls) -> Memory:
@@ -164,11 +182,10 @@ class Memory:
             return cls(None)
         if not folder:
             try:
-                home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+                folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "acdc-kernels")
             except RuntimeError:  # nobody's home
                 return cls(None)
-            folder = Path(home, "acdc-kernels")
-        return cls(Path(folder, "plans.json"))
+        return cls(Path(os.path.expanduser(folder), "plans.json"))
 
     def get(self, key: str) -> dict[str, dict[str, float]]:
         """Group -> name -> seconds, of what was measured under ``key``; empty if nothing was."""
@@ -177,19 +194,23 @@ class Memory:
     def put(self, key: str, groups: Mapping[str, Mapping[str, float]]) -> None:
         """Remembers more groups under ``key``."""
         self.entries[key] = {**self.entries.pop(key, {}), **{name: dict(times) for name, times in groups.items()}}
+        self._put.add(key)
 
     def save(self) -> None:
         """Writes what was put, beside what others have written meanwhile."""
-        if self.path is None:
+        if self.path is None or not self._put:
             return
-        entries = {**self._read(), **self.entries}
+        entries = self._read()
+        for key, groups in self.entries.items():
+            if key in self._put:  # now it is the latest
+                entries[key] = {**entries.pop(key, {}), **groups}
         entries = dict(list(entries.items())[-self.LARGEST :])
         temporary = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".plans-", suffix=".tmp")
             with os.fdopen(handle, "w") as file:
-                json.dump({"format": self.FORMAT, "entries": entries}, file)
+                file.write(json.dumps({"format": self.FORMAT, "entries": entries}))
             os.replace(temporary, self.path)
         except OSError:  # a cache alone: a full or read-only disk must not end a run
             if temporary is not None:
@@ -264,15 +285,20 @@ class Planner:
     ) -> dict[str, dict[str, Choice]]:
         """Layer -> product -> choice, for the products that each layer computes.
 
-        previous: what the phase before chose. budget: seconds that timing may take. Layers that are alike, in which
-        times are the same, are timed once; the largest first.
+        previous: what the phase before chose. budget: seconds that all of this may take, but for one run that turns out
+        to be longer than the cost model thought. Layers that are alike, in which times are the same, are timed once;
+        the largest first.
         """
+        end = self._timer.now() + budget
         alike: dict[tuple[str, str], list[str]] = {}
         for name, trial in trials.items():
             before = {product: previous.get(name, {}).get(product) for product in trial.computed}
             alike.setdefault((trial.key, str(before)), []).append(name)
         costs = {group: self.dense_step(trials[names[0]]) for group, names in alike.items()}
-        end, left = self._timer.now() + budget, sum(costs.values())
+        saving = 3 * self._memory.reading
+        if saves := saving <= budget / 4:
+            end -= saving
+        left = sum(costs.values())
         plan: dict[str, dict[str, Choice]] = {}
         for group in sorted(alike, key=lambda group: -costs[group]):
             names = alike[group]
@@ -281,7 +307,8 @@ class Planner:
             left -= costs[group]
             choices = self._choose(trials[names[0]], previous.get(names[0], {}), share, remaining)
             plan.update(dict.fromkeys(names, choices))
-        self._memory.save()
+        if saves:
+            self._memory.save()
         return {name: plan[name] for name in trials}
 
     def _choose(self, trial: Trial, previous: Mapping[str, str], share: float, remaining: float) -> dict[str, Choice]:
@@ -305,9 +332,9 @@ class Planner:
             why = "the cost model"
         else:
             measured = self._measured(trial, open_, estimates, share, remaining)
-            if measured is not None:
+            if measured.times(next(iter(open_)), DENSE) is not None:
                 return {**choices, **self._from_times(trial, open_, estimates, previous, measured)}
-            why = "no round of timing fits into the budget: the cost model"
+            why = f"{measured.why_not('no round')}: the cost model"
         for product, kernels in open_.items():
             choices[product] = self._from_model(estimates[product], kernels, why)
         return choices
@@ -329,7 +356,7 @@ class Planner:
         for product, kernels in open_.items():
             times = measured.times(product, _kernel_of(choices, FORWARD))
             if times is None:
-                why = "no further round of timing fits into the budget: the cost model"
+                why = f"{measured.why_not('no further round')}: the cost model"
                 choices[product] = self._from_model(estimates[product], kernels, why)
             else:
                 choices[product] = _pick(times, previous.get(product))
@@ -353,15 +380,14 @@ class Planner:
         estimates: Mapping[str, Mapping[str, float]],
         share: float,
         remaining: float,
-    ) -> _Measured | None:
-        """None if neither memory nor budget allow it."""
+    ) -> _Measured:
         key = f"{trial.key} | {machine_key()}"
         # Two runs of each kernel, and two of the whole layer in both ways.
         least = 2 * sum(estimates[product][kernel] for product, kernels in open_.items() for kernel in kernels)
         least += 4 * self.dense_step(trial)
         allowance = max(share, least) if least <= remaining else 0.0
-        measured = _Measured(trial, open_, self._timer, self._memory, key, self._timer.now(), allowance)
-        return measured if measured.times(next(iter(open_)), DENSE) is not None else None
+        memory = self._memory if self._memory.fits(remaining) else Memory(None)
+        return _Measured(trial, open_, self._timer, memory, key, self._timer.now(), allowance)
 
 
 class _Measured:
@@ -380,6 +406,13 @@ class _Measured:
         self._trial, self._open, self._timer, self._memory = trial, open_, timer, memory
         self._key, self._start, self._allowance = key, start, allowance
         self._groups = memory.get(key)
+        self._interrupted = 0
+
+    def why_not(self, none: str) -> str:
+        """Why there are no more times; ``none``: what to call rounds that there are none of."""
+        if self._interrupted:
+            return f"all {self._interrupted} rounds of timing that fit into the budget were interrupted"
+        return f"{none} of timing fits into the budget"
 
     def times(self, product: str, forward: str) -> dict[str, float] | None:
         """Kernel -> seconds of one product, beside a forward by kernel ``forward``."""
@@ -413,9 +446,14 @@ class _Measured:
             return known
         if self._allowance <= 0:
             return None
-        made = {name: make() for name, make in runs.items()}
-        times, rounds = interleaved(made, self._timer, self._start + until * self._allowance)
+        limit, made = self._start + until * self._allowance, {}
+        for name, make in runs.items():
+            made[name] = make()
+            if self._timer.now() > limit:  # it took an index to build
+                return None
+        times, rounds = interleaved(made, self._timer, limit)
         if times is None:
+            self._interrupted = rounds
             return None
         self._groups[group] = times
         if rounds >= TRUSTED_ROUNDS:
@@ -426,7 +464,7 @@ class _Measured:
 def interleaved(
     runs: Mapping[str, Callable[[], object]], timer: Timer, until: float
 ) -> tuple[dict[str, float] | None, int]:
-    """(name -> median seconds, number of rounds without an interruption), or None and 0 if no round fits.
+    """(name -> median seconds, number of rounds without an interruption), or None and how many were interrupted.
 
     A round runs each once, in turns from either end, after one that is not counted. Up to seven rounds without an
     interruption count, and another starts only if it can be expected to end before ``until``. On a machine so busy that
@@ -437,6 +475,8 @@ def interleaved(
     start = timer.now()
     for run in runs.values():
         timer.run(run)
+        if timer.now() > until:
+            return None, 0
     longest = (timer.now() - start) / 2  # the first calls are slower
     for attempt in range(2 * ROUNDS):
         now = timer.now()
@@ -449,9 +489,9 @@ def interleaved(
             if undisturbed:
                 clean[name].append(seconds)
         longest = max(longest, timer.now() - now)
-    rounds = min(map(len, clean.values()))
-    if rounds == 0 and min(map(len, every.values())) < TRUSTED_ROUNDS:
-        return None, 0
+    rounds, interrupted = min(map(len, clean.values())), min(map(len, every.values()))
+    if rounds == 0 and interrupted < TRUSTED_ROUNDS:
+        return None, interrupted
     return {name: median(each) for name, each in (clean if rounds else every).items()}, rounds
 
 

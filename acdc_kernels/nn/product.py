@@ -26,6 +26,7 @@ __all__ = [
     "PRODUCTS",
     "SPARSE",
     "WEIGHT_GRADIENT",
+    "Calls",
     "Observation",
     "Product",
     "Trial",
@@ -42,12 +43,70 @@ class Observation:
     """What training forwards were seen to do.
 
     samples: of one call, the most frequent number. input_gradient: whether the input needs one. obstacle: why sparse
-    kernels can't take such inputs; empty: they can.
+    kernels can't take the inputs of most calls; empty: they can.
     """
 
     samples: int
     input_gradient: bool
     obstacle: str = ""
+
+
+class Calls:
+    """Counts what training forwards were seen to do: those of the first step, and those of the latest observation.
+
+    The first step weighs in because the latest observation may be one step, of the short last batch of an epoch.
+    """
+
+    def __init__(self) -> None:
+        self.first: Counter[tuple[int, str]] = Counter()  # (samples, obstacle)
+        self.latest: Counter[tuple[int, str]] = Counter()
+        self.input_gradient = False
+
+    def note(self, samples: int, input_gradient: bool, obstacle: str) -> None:
+        self.latest[samples, obstacle] += 1
+        self.input_gradient |= input_gradient
+
+    def taken(self) -> None:
+        """What was noted until now has been asked for."""
+        if not self.first:
+            self.first, self.latest = self.latest, Counter()
+
+    def observed(self) -> Observation | None:
+        """What most calls did; None if there were none. Of equally frequent sizes the largest counts."""
+        counts = self.first + self.latest
+        if not counts:
+            return None
+        obstacles: Counter[str] = Counter()
+        for (_, obstacle), count in counts.items():
+            obstacles[obstacle] += count
+        usual = max(obstacles, key=lambda obstacle: (obstacles[obstacle], obstacle == "", obstacle))
+        times = {samples: count for (samples, obstacle), count in counts.items() if obstacle == usual}
+        return Observation(max(times, key=lambda n: (times[n], n)), self.input_gradient, usual)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        counts = {name: [[*call, n] for call, n in getattr(self, name).items()] for name in ("first", "latest")}
+        return {**counts, "input_gradient": self.input_gradient}
+
+    @classmethod
+    def from_dict(cls, state: object) -> Calls:
+        """From what ``to_dict`` gave. Raises ValueError, naming what is wrong."""
+        calls = cls()
+        if not isinstance(state, Mapping) or state.keys() != calls.to_dict().keys():
+            raise ValueError(f"must have the keys {', '.join(calls.to_dict())}, got {state!r}")
+        for name, counts in (("first", calls.first), ("latest", calls.latest)):
+            try:
+                counts.update({(samples, obstacle): count for samples, obstacle, count in state[name]})
+            except (TypeError, ValueError):
+                counts[0, ""] = 0
+            for (samples, obstacle), count in counts.items():
+                numbers = type(samples) is type(count) is int and samples > 0 and count > 0
+                if not (numbers and isinstance(obstacle, str)):
+                    raise ValueError(f"{name} must hold [samples, obstacle, count] of calls, got {state[name]!r}")
+        if not isinstance(state["input_gradient"], bool):
+            raise ValueError(f"input_gradient must be a bool, got {state['input_gradient']!r}")
+        calls.input_gradient = state["input_gradient"]
+        return calls
 
 
 @dataclass(frozen=True)
@@ -99,14 +158,12 @@ class Product:
     def __init__(self, weight: Parameter) -> None:
         self.weight = weight
         number = next(self._handles)
-        self.handle = torch.tensor(number)
+        self.handle = torch.tensor(number, dtype=torch.int64, device="cpu")
         self._by_handle[number] = self
         self.compiled = False
         self.observing = True
         self.aside: str | None = None
-        self._samples: Counter[int] = Counter()
-        self._input_gradient = False
-        self._obstacle = ""
+        self.calls = Calls()
 
     @classmethod
     def of(cls, handle: Tensor) -> Product | None:
@@ -162,27 +219,21 @@ class Product:
         raise NotImplementedError
 
     def weight_is_masked(self) -> None:
-        """Called when the optimizer's masks have been applied: the weight keeps to its mask as it is now."""
+        """Called where the weight, as it is now, is known to keep to its mask; else the product has to look."""
         raise NotImplementedError
 
     def start_observing(self) -> None:
-        """From now on, until an observation is taken, the layer's own product, and notes of the inputs."""
+        """From now on, until ``observing`` is taken away, the layer's own product, and notes of the inputs."""
         self.observing = True
-        self._samples.clear()
-        self._input_gradient, self._obstacle = False, ""
+        self.calls.latest.clear()
 
     def note(self, samples: int, input_gradient: bool, obstacle: str) -> None:
         """Called in each training forward while observing."""
-        self._samples[samples] += 1
-        self._input_gradient |= input_gradient
-        self._obstacle = obstacle
+        self.calls.note(samples, input_gradient, obstacle)
 
     def observed(self) -> Observation | None:
-        """What was noted; None if the layer wasn't run in training. Of equally frequent sizes the largest counts."""
-        if not self._samples:
-            return None
-        samples = max(self._samples, key=lambda n: (self._samples[n], n))
-        return Observation(samples, self._input_gradient, self._obstacle)
+        """What was noted; None if the layer wasn't run in training."""
+        return self.calls.observed()
 
     def __deepcopy__(self, memo: Any) -> None:
         return None

@@ -141,7 +141,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, values, weight = ctx.saved_tensors
-        need_input, need_weight, need_bias, _ = ctx.needs_input_grad
+        need_input, need_weight, need_bias = _asked_for(ctx)
         with _below_autograd():
             grads = *_backward(ctx.run, grad, x, ctx.packed, values, weight, need_input, need_weight), None
             if need_bias:
@@ -151,10 +151,27 @@ class _Linear(torch.autograd.Function):
         return *grads, None
 
 
+def _asked_for(ctx: Any) -> tuple[bool, bool, bool]:
+    """Whether this backward is to give the gradients of input and weight, and whether the bias requires one."""
+    need_input, need_weight, need_bias, _ = ctx.needs_input_grad
+    if need_input and need_weight:  # with one alone little can be saved
+        (input_node, _), (weight_node, _) = ctx.next_functions[:2]
+        need_input, need_weight = _is_asked(input_node), _is_asked(weight_node)
+    return need_input, need_weight, need_bias
+
+
+def _is_asked(node: torch.autograd.graph.Node) -> bool:
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # what it says of a leaf that torch.autograd.grad is asked for
+        return True
+
+
 def _once(grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     """The same gradients, which raise when somebody differentiates them."""
     there = [grad.detach().requires_grad_() for grad in grads if grad is not None]
-    refusing = iter(torch._C._functions.DelayedError(_NO_DOUBLE_BACKWARD, len(there))(*there) if there else ())
+    made = torch._C._functions.DelayedError(_NO_DOUBLE_BACKWARD, len(there))(*there) if there else ()
+    refusing = iter((made,) if isinstance(made, Tensor) else made)  # of one tensor it gives no tuple
     return tuple(None if grad is None else next(refusing) for grad in grads)
 
 
@@ -231,7 +248,7 @@ class LinearProduct(Product):
         self._samples_range = ((samples + 1) // 2, 2 * samples) if samples else (1, 2**63)
         self._favours, self._favoured = favours, {}
         self._generation += 1
-        self.weight_is_masked()
+        self._within = self._outside = None
 
     def stop(self) -> None:
         self._run = self._favours = self._gathered = self._within = self._outside = None
@@ -607,6 +624,7 @@ class LinearTrial:
         if any(kernel != DENSE for kernel in chosen.values()):
             product = LinearProduct(weight)
             product.start(self._topology(), {**dict.fromkeys(PRODUCTS, DENSE), **chosen}, 0, None)
+            product.weight_is_masked()  # whatever it holds, this is about time
 
         def step() -> object:
             return torch.autograd.grad(product(layer, x), wanted, grad)

@@ -91,6 +91,8 @@ class MaskedOptimizer(Optimizer):
         for group, params, grads, others in work:
             if params:
                 self._native_step(group, params, grads)
+                if not torch.compiler.is_compiling() and (found_inf is None or found_inf.is_cpu):  # it wasn't skipped
+                    self._masks.written(params)
             if others and not (found_inf is not None and found_inf.item()):
                 scale = getattr(self, "grad_scale", None)
                 self._torch_step(

@@ -36,6 +36,7 @@ class Masks(MutableMapping[Parameter, Tensor]):
         self._optimizer = optimizer
         self._bits: dict[Parameter, Tensor] = {}
         self._listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
+        self._written: dict[Parameter, tuple[int, int]] = {}
 
     def __getitem__(self, param: Parameter) -> Tensor:
         return self._bits[param]
@@ -45,6 +46,7 @@ class Masks(MutableMapping[Parameter, Tensor]):
 
     def __delitem__(self, param: Parameter) -> None:
         del self._bits[param]
+        self._written.pop(param, None)
         self._tell()
 
     def __iter__(self) -> Iterator[Parameter]:
@@ -61,6 +63,7 @@ class Masks(MutableMapping[Parameter, Tensor]):
         new = dict(other)
         self._apply(new)
         self._bits.update(new)
+        self._written.clear()
         self._tell()
 
     def restore(self, bits: Mapping[Parameter, Tensor]) -> None:
@@ -68,6 +71,7 @@ class Masks(MutableMapping[Parameter, Tensor]):
         new = dict(bits)
         self._apply(new)
         self._bits = new
+        self._written.clear()
         self._tell()
 
     def listen(self, changed: Callable[[], None]) -> None:
@@ -76,6 +80,21 @@ class Masks(MutableMapping[Parameter, Tensor]):
         A copy of the optimizer has no listeners.
         """
         self._listeners.append(weakref.WeakMethod(changed))
+
+    def written(self, params: Iterable[Parameter]) -> None:
+        """Called by the optimizer when it has written to ``params``, those that are masked with their masks applied."""
+        if self._listeners:  # nobody else asks
+            masked = self._bits
+            for p in params:
+                if type(p) is Parameter and p in masked:
+                    self._written[p] = p._version, p.data_ptr()
+
+    def untouched(self, param: Parameter) -> bool:
+        """Whether nobody has written to a masked parameter since the optimizer did, with the mask that it has now.
+
+        False also where nobody knows: before the optimizer's first step with this mask, and for compiled steps.
+        """
+        return self._written.get(param) == (param._version, param.data_ptr())
 
     def _tell(self) -> None:
         self._listeners = [listener for listener in self._listeners if listener() is not None]

@@ -215,6 +215,41 @@ def test_double_backward_is_an_error(chosen):
         grad.square().sum().backward()
 
 
+@pytest.mark.parametrize("alone", ["weight", "input", "bias"])
+def test_a_gradient_that_is_alone_can_be_kept(alone):
+    layer, _, dense = make(bias=alone == "bias")
+    x = torch.randn(4, COLS, requires_grad=alone == "input")
+    for one in (layer, dense):
+        one.weight.requires_grad_(alone == "weight")
+    grads = []
+    for one in (layer, dense):
+        wanted = {"input": x, "weight": one.weight, "bias": one.bias}[alone]
+        grads.append(torch.autograd.grad(one(x).square().sum(), wanted, create_graph=True)[0])
+    assert grads[0].requires_grad
+    inside = dense.weight != 0 if alone == "weight" else True
+    torch.testing.assert_close(grads[0], grads[1] * inside, rtol=1e-5, atol=1e-4)
+    with pytest.raises(RuntimeError, match="sparse_linear: double backward is not supported"):
+        grads[0].square().sum().backward()
+
+
+@pytest.mark.parametrize("chosen", CHOICES, ids=lambda chosen: "-".join(chosen.values()))
+def test_only_the_gradients_that_are_asked_for(chosen, monkeypatch):
+    layer, mask, dense = make(chosen)
+    x = torch.randn(5, COLS, requires_grad=True)
+    asked, backward = [], module._backward
+    monkeypatch.setattr(module, "_backward", lambda *args: asked.append(args[-2:]) or backward(*args))
+    inside = mask if chosen[WEIGHT_GRADIENT] == SPARSE else torch.ones_like(mask)
+    for names in (("x",), ("weight",), ("bias",), ("weight", "x")):
+        own, others = ([{"x": x}.get(name, getattr(one, name, None)) for name in names] for one in (layer, dense))
+        grads = torch.autograd.grad(layer(x).square().sum(), own)
+        expected = torch.autograd.grad(dense(x).square().sum(), others)
+        for name, grad, other in zip(names, grads, expected, strict=True):
+            torch.testing.assert_close(grad, other * inside if name == "weight" else other, rtol=1e-5, atol=1e-4)
+    layer(2 * x).sum().backward(inputs=[x])
+    assert layer.weight.grad is None
+    assert asked == [(True, False), (False, True), (False, False), (True, True), (True, False)]
+
+
 def test_a_weight_that_changes_before_backward_is_noticed():
     layer, _, _ = make({**ALL_SPARSE, INPUT_GRADIENT: DENSE})
     y = layer(torch.randn(4, COLS, requires_grad=True)).sum()
@@ -474,7 +509,15 @@ def test_observing_notes_what_stands_in_the_way():
     layer, _ = observing()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         layer(torch.randn(2, COLS))
-    assert layer.product.observed().obstacle == "autocast to torch.bfloat16"
+    assert layer.product.observed() == Observation(2, False, "autocast to torch.bfloat16")
+    layer(torch.randn(7, COLS))
+    layer(torch.randn(7, COLS))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        layer(torch.randn(2, COLS))
+    assert layer.product.observed() == Observation(7, False)  # of as many calls
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        layer(torch.randn(3, COLS))
+    assert layer.product.observed() == Observation(2, False, "autocast to torch.bfloat16")
 
 
 REFUSALS = {

@@ -109,6 +109,36 @@ def test_the_oldest_entries_go(tmp_path, monkeypatch):
     assert list(Memory(memory.path).entries) == ["c", "d", "e"]
 
 
+def test_what_was_measured_again_is_not_old(tmp_path, monkeypatch):
+    monkeypatch.setattr(Memory, "LARGEST", 3)
+    path = tmp_path / "plans.json"
+    for keys in ("a", "b", "c", "ad"):
+        memory = Memory(path)
+        for key in keys:
+            memory.put(key, ENTRY)
+        memory.save()
+    assert list(Memory(path).entries) == ["c", "a", "d"]
+
+
+def test_what_others_have_written_meanwhile_stays(tmp_path):
+    path = tmp_path / "plans.json"
+    one, other = Memory(path), Memory(path)
+    assert one.entries == other.entries == {}
+    for memory, group in ((one, "forward"), (other, "whole")):
+        memory.put("x", {group: {"dense": 1.0}})
+        memory.save()
+    assert Memory(path).get("x") == {"forward": {"dense": 1.0}, "whole": {"dense": 1.0}}
+
+
+def test_nothing_is_written_where_nothing_was_put(tmp_path):
+    path = tmp_path / "plans.json"
+    path.write_text("mine")
+    memory = Memory(path)
+    memory.get("x")
+    memory.save()
+    assert path.read_text() == "mine"
+
+
 def test_writers_at_the_same_time_leave_a_whole_file(tmp_path):
     path = tmp_path / "plans.json"
     program = (
@@ -128,6 +158,9 @@ def test_where_it_lies(monkeypatch, tmp_path):
     assert Memory.of_user().path is None
     monkeypatch.setenv("ACDC_PLAN_CACHE", str(tmp_path))
     assert Memory.of_user().path == tmp_path / "plans.json"
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ACDC_PLAN_CACHE", "~/plans")
+    assert Memory.of_user().path == tmp_path / "home" / "plans" / "plans.json"
     monkeypatch.delenv("ACDC_PLAN_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert Memory.of_user().path == tmp_path / "xdg" / "acdc-kernels" / "plans.json"

@@ -118,6 +118,53 @@ def test_the_budget_is_kept(budget, fakes):
         assert all("measured" in choices[FORWARD].reason for choices in plan.values())
 
 
+@pytest.mark.parametrize("wrong", [3, 30, 300])
+@pytest.mark.parametrize("budget", [0.1, 0.5, 3.0])
+def test_the_budget_is_kept_where_the_model_is_wrong(budget, wrong, fakes):
+    """But for one call, which nobody could know to be so long."""
+    timer = fakes.timer()
+    estimates = {product: {DENSE: 4, SPARSE: 1} for product in PRODUCTS}
+    times = {product: {kernel: wrong * t for kernel, t in of.items()} for product, of in estimates.items()}
+    trials = {f"layer {i}": fakes.trial(times, estimates, key=f"{i}") for i in range(5)}
+    start = timer.now()
+    fakes.planner(timer).plan(trials, {}, budget)
+    assert timer.now() - start <= budget + 1e-3 * wrong * 12
+
+
+def test_an_index_that_takes_the_budget_leaves_nothing_to_time(fakes):
+    timer, trial = fakes.timer(), fakes.layer(1, 1, 1)
+
+    def run(product, kernel, forward):
+        timer.clock += 1.0 if kernel == SPARSE else 0.0
+        return lambda: 1e-3
+
+    trial.run = run
+    choices = fakes.plan(trial, timer=timer, budget=0.5)
+    assert timer.calls == 0
+    assert "no round of timing fits into the budget" in choices[FORWARD].reason
+
+
+def test_a_large_memory_is_asked_only_where_there_is_time_to_read_it(fakes, tmp_path):
+    path = tmp_path / "plans.json"
+    fakes.plan(fakes.layer(1, 5, 1), memory=Memory(path))
+    written = path.read_text() + " " * 2_500_000  # a tenth of a second
+    path.write_text(written)
+    for budget, measured in ((0.09, False), (0.11, True)):
+        timer, memory = fakes.timer(), Memory(path)
+        choices = fakes.plan(fakes.layer(1, 5, 1, key="another"), memory=memory, timer=timer, budget=budget)
+        assert ("entries" in vars(memory)) == measured
+        assert path.read_text() == written  # saving would take longer still
+        assert choices[FORWARD].kernel == SPARSE
+
+
+def test_a_memory_that_is_not_needed_is_not_read(fakes, tmp_path):
+    memory = Memory(tmp_path / "plans.json")
+    fakes.plan(fakes.layer(9, 9, 9), memory=memory)
+    fakes.plan(fakes.layer(1, 1, 1), memory=memory, measure=False)
+    assert "entries" not in vars(memory)
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_a_budget_the_model_decides_and_says_so(fakes):
     timer = fakes.timer()
     choices = fakes.plan(fakes.layer(1, 5, 1), timer=timer, budget=0.01)
@@ -154,6 +201,12 @@ def test_on_a_busy_machine_the_interrupted_runs_decide(fakes):
     assert kernels(choices) == ALL_SPARSE
 
 
+def test_interruptions_are_told_apart_from_a_small_budget(fakes):
+    choices = fakes.plan(fakes.layer(1, 1, 1), timer=fakes.timer(disturbed=1), budget=0.5)
+    why = "all 2 rounds of timing that fit into the budget were interrupted: the cost model expects sparse 1 ms against 4 ms dense"
+    assert choices[FORWARD].reason == why
+
+
 def test_rounds_are_interleaved_and_bounded(fakes):
     order = []
     timer = fakes.timer()
@@ -165,13 +218,17 @@ def test_rounds_are_interleaved_and_bounded(fakes):
     assert interleaved(runs, timer, timer.now() + 4.5)[1] == 1
     assert "".join(order) == "abab"
     assert interleaved(runs, timer, timer.now() + 2.5) == (None, 0)
+    order.clear()
+    assert interleaved(runs, timer, timer.now() + 0.5) == (None, 0)
+    assert "".join(order) == "a"  # not even the first calls go on
+    assert interleaved(runs, fakes.timer(disturbed=1), 100 + 70) == (None, 2)
 
 
 def test_what_was_measured_is_remembered(fakes, tmp_path):
     path = tmp_path / "plans.json"
     first = fakes.plan(fakes.layer(1, 5, 1), memory=Memory(path))
     timer, trial = fakes.timer(), fakes.layer(1, 5, 1)
-    second = fakes.plan(trial, memory=Memory(path), timer=timer, budget=0.0)
+    second = fakes.plan(trial, memory=Memory(path), timer=timer, budget=1e-3)
     assert timer.calls == 0
     assert trial.runs == []
     assert first == second

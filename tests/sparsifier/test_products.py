@@ -161,11 +161,7 @@ def test_there_is_no_plan_before_the_first_compressed_phase():
 def test_a_plan_is_measured_at_the_flip(measured):
     r = Run("auto").train(1)
     assert measured.rounds == 0
-    assert [layer for layer in r.model if "product" in vars(layer)] == [
-        r.model[0],
-        r.model[3],
-        r.model[5],
-    ]  # last dense step
+    assert [i for i, layer in enumerate(r.model) if "product" in vars(layer)] == [0, 3, 5]  # the last dense steps
     r.train(1)
     assert measured.rounds > 0
     rows = {(row.layer, row.product): row for row in r.sparsifier.plan()}
@@ -233,13 +229,26 @@ def test_the_clock_of_dense_steps_gives_the_budget(monkeypatch):
 
     def note(self, trials, previous, budget):
         seen.append(budget)
+        now[0] += 7.0
         return {name: {} for name in trials}
 
+    now = [0.0]
     monkeypatch.setattr(plan.Planner, "plan", note)
-    monkeypatch.setattr(products.time, "perf_counter", iter(i * 0.5 for i in range(10**6)).__next__)
+    monkeypatch.setattr(products.time, "perf_counter", lambda: now[0])
     schedule = acdc.schedules.acdc(total=40, warmup=10, compressed=20, dense=5, final_dense=0, final_compressed=20)
-    Run("auto", schedule).train(10)
-    assert seen == [pytest.approx(0.004 * 30 * 0.5)]
+    r = Run("auto", schedule)
+    trial = LinearProduct.trial
+
+    def slowly(self, *args):
+        now[0] += 0.01
+        return trial(self, *args)
+
+    monkeypatch.setattr(LinearProduct, "trial", slowly)
+    for _ in range(10):
+        now[0] += 0.5
+        r.train(1)
+    assert seen == [pytest.approx(0.004 * 30 * 0.5 - 3 * 0.01)]  # what it takes to begin counts as well
+    assert r.sparsifier.planning_seconds == pytest.approx(7.03)
 
 
 @needs_kernels
@@ -264,6 +273,67 @@ def test_batches_that_grew_are_seen_in_the_last_dense_step(measured):
     r.batch = 64
     r.train(1)
     assert {row.samples for row in r.sparsifier.plan()} == {64}
+
+
+# D10 C2 D10 C2
+LONGER = acdc.schedules.acdc(total=24, warmup=10, compressed=2, dense=10, final_dense=10, final_compressed=2)
+
+
+@needs_kernels
+def test_a_short_last_batch_is_not_planned_for(measured):
+    for schedule, batches in ((LONGER, [256] * 4 + [8]), (SCHEDULE, [64, 8])):
+        r = Run("auto", schedule)
+        while not r.sparsifier.plan():
+            r.batch = batches[r.sparsifier.step_count % len(batches)]
+            r.train(1)
+        assert {row.samples for row in r.sparsifier.plan()} == {batches[0]}
+        assert not any("product" in vars(layer) and layer.product.observing for layer in r.model)
+
+
+@needs_kernels
+def test_batches_that_have_shrunk_are_planned_for(measured):
+    r = Run("auto", LONGER, batch=64).train(10)
+    assert {row.samples for row in r.sparsifier.plan()} == {64}
+    r.train(2)
+    r.batch = 8
+    r.train(1)
+    assert not any("product" in vars(layer) for layer in r.model)
+    r.train(9)
+    assert {row.samples for row in r.sparsifier.plan()} == {8}
+
+
+@needs_kernels
+def test_an_obstacle_of_a_few_calls_does_not_count(measured):
+    for usual in (False, True):
+        r = Run("auto", LONGER)
+        while not r.sparsifier.plan():
+            step = r.sparsifier.step_count
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=usual != (step % 3 == 0)):
+                r.update()
+            r.sparsifier.step()
+        kernels = {row.kernel for row in r.sparsifier.plan() if (row.layer, row.product) != ("0", PRODUCTS[1])}
+        assert kernels == {DENSE if usual else SPARSE}
+
+
+@needs_kernels
+@pytest.mark.parametrize("at", range(1, 10))
+def test_observations_are_part_of_the_state(at, measured):
+    """A run that stops anywhere plans for the same batches as one that doesn't."""
+    batches = [24, 8, 8, 24, 16, 16, 16, 24, 8, 24]
+
+    def train(r, until):
+        while r.sparsifier.step_count < until:
+            r.batch = batches[r.sparsifier.step_count]
+            r.train(1)
+        return r
+
+    r = train(Run("auto", LONGER), at)
+    state = through_a_file(r.sparsifier.state_dict())
+    other = Run("auto", LONGER)
+    other.sparsifier.load_state_dict(state)
+    train(r, 10), train(other, 10)
+    assert r.sparsifier.state_dict()["plan"]["observed"] == other.sparsifier.state_dict()["plan"]["observed"]
+    assert {row.samples for one in (r, other) for row in one.sparsifier.plan()} == {24}
 
 
 def test_planning_takes_nothing_from_the_random_generator(measured):
@@ -554,9 +624,14 @@ BROKEN = {
     ),
     "what was observed": (
         ["observed"],
-        {"0": {"samples": 0, "input_gradient": True, "obstacle": ""}},
-        r"observed\['0'\]",
+        {"0": {"first": [], "latest": [[0, "", 3]], "input_gradient": True}},
+        r"observed\['0'\]: latest must hold \[samples, obstacle, count\] of calls",
     ),
+    "observed of another kind": (["observed"], {"0": {"first": 3, "latest": [], "input_gradient": True}}, "first must"),
+    "observed nothing": (["observed"], {"0": {"first": [], "latest": [], "input_gradient": True}}, "and hold calls"),
+    "observed elsewhere": (["observed"], {"9": {"first": [[1, "", 1]], "latest": [], "input_gradient": True}}, "layer"),
+    "observed half": (["observed"], {"0": {"first": []}}, r"observed\['0'\]: must have the keys first, latest, input"),
+    "an input gradient": (["observed"], {"0": {"first": [], "latest": [], "input_gradient": 1}}, "must be a bool"),
 }
 
 
@@ -702,6 +777,59 @@ def test_weights_swapped_in_for_an_evaluation():
     assert r.running() == [0, 3, 5]
     r.train()
     close(r, Run("sparse").train())
+
+
+def dense_product(r, x):
+    return nn.functional.linear(x, r.model[0].weight, r.model[0].bias)
+
+
+def test_writes_between_the_two_steps_are_seen():
+    r = Run("sparse").train(3)
+    x = torch.randn(5, 12)
+    r.update()
+    with torch.no_grad():
+        r.model[0].weight.add_(0.1)
+    r.sparsifier.step()
+    torch.testing.assert_close(r.model(x), r.model[1:](dense_product(r, x)))
+
+
+@pytest.mark.parametrize("how", ["no gradients", "no update", "Inf"])
+def test_writes_that_no_update_has_masked_are_seen(how):
+    r = Run("sparse").train(3)
+    x = torch.randn(5, 12)
+    r.optimizer.zero_grad()
+    if how == "Inf":
+        r.model(r.data()[0]).sum().backward()
+        r.optimizer.found_inf = torch.ones(1)
+    with torch.no_grad():
+        r.model[0].weight.add_(0.1)
+    if how != "no update":
+        r.optimizer.step()
+    r.sparsifier.step()
+    assert r.running() == [0, 3, 5]
+    torch.testing.assert_close(r.model(x), r.model[1:](dense_product(r, x)))
+
+
+def test_writes_before_a_plan_starts_are_seen():
+    r = Run("sparse", COMPRESSED)
+    state = r.sparsifier.state_dict()
+    with torch.no_grad():
+        r.model[0].weight.add_(0.1)
+    x = torch.randn(5, 12)
+    torch.testing.assert_close(r.model(x), r.model[1:](dense_product(r, x)))
+    r.sparsifier.load_state_dict(state)  # masks anew
+    assert r.sparsifier.achieved_sparsity() >= 0.79
+    with torch.no_grad():
+        r.model[0].weight.add_(0.1)
+    torch.testing.assert_close(r.model(x), r.model[1:](dense_product(r, x)))
+
+
+def test_what_the_optimizer_wrote_is_not_looked_at(monkeypatch):
+    looked = []
+    look = LinearProduct._keeps_to_mask
+    monkeypatch.setattr(LinearProduct, "_keeps_to_mask", lambda self, version: looked.append(1) or look(self, version))
+    Run("sparse").train(5)
+    assert len(looked) == 3  # each layer's, where the phase begins
 
 
 # Ways to train
