@@ -105,6 +105,7 @@ class Products:
         for product in self._running.values():
             product.stop()
         self._running.clear()
+        self._topologies.clear()  # those of a plan that failed
         self._pending = False
         for name in self._products:
             self._place(name, None)
@@ -149,8 +150,8 @@ class Products:
     def load_state_dict(self, state: Mapping[str, Any], phase: Phase, step: int) -> None:
         """Goes on with the plan of ``state``, of which ``differences`` names none; the masks of ``phase`` are set.
 
-        Made under another setting of ``kernels`` it is made anew: at once where nothing is to be timed, else after the
-        next update.
+        Made under another setting of ``kernels`` it is made anew: at once where nothing is to be timed, no training
+        forward is to be seen first, and no other process is to agree; else after the next update.
         """
         self.end()
         self._last_step = None
@@ -164,7 +165,8 @@ class Products:
         same = state["kernels"] == self._kernels
         if phase.kind == "compressed":
             self._pending = state["pending"] if same else True
-            if self._pending and self._kernels in ("dense", "sparse"):
+            alone = self._kernels in ("dense", "sparse") or (self._group is None and not self._measures)
+            if self._pending and alone:
                 self._plan(phase, step)
             elif not self._pending:
                 self._start()
@@ -219,15 +221,28 @@ class Products:
         if self._group is None or self._kernels in ("dense", "sparse"):
             rows = self._make_plan(phase, step)
         else:
-            rows, text = None, ""
-            if torch.distributed.get_rank(self._group) == 0 and (rows := self._make_plan(phase, step)) is not None:
-                text = json.dumps([row.to_dict() for row in rows])
-            device = next((weight.device for _, weight in self._layers.values()), torch.device("cpu"))
-            text = from_first(text, self._group, device)
-            rows = [PlanRow.from_dict(row) for row in json.loads(text)] if text else None
+            rows = self._plan_of_first(phase, step)
         if rows is not None:
             self._rows, self._pending = rows, False
             self._start()
+
+    def _plan_of_first(self, phase: Phase, step: int) -> list[PlanRow] | None:
+        """The plan that rank 0 makes. Raises on every process if that fails, so that none waits for another."""
+        rows, error = None, None
+        if torch.distributed.get_rank(self._group) == 0:
+            try:
+                rows = self._make_plan(phase, step)
+            except BaseException as failure:
+                error = failure
+        why = "" if error is None else f"{type(error).__name__}: {error}"
+        text = json.dumps([why, None if rows is None else [row.to_dict() for row in rows]])
+        device = next((weight.device for _, weight in self._layers.values()), torch.device("cpu"))
+        why, plain = json.loads(from_first(text, self._group, device))
+        if error is not None:
+            raise error
+        if why:
+            raise RuntimeError(f"Sparsifier: rank 0 must make the plan for all processes, but got {why}")
+        return None if plain is None else [PlanRow.from_dict(row) for row in plain]
 
     def _make_plan(self, phase: Phase, step: int) -> list[PlanRow] | None:
         """None if no layer was seen in training yet, and one may still be."""
@@ -245,7 +260,7 @@ class Products:
                 bits = self._masks[product.weight]
                 build = self._topologies.builder(product, bits)
                 trials[name] = product.trial(self._layers[name][0], self._pattern, bits, seen, build, self._fp16)
-        planner = Planner(self._kernels != "model" and not torch.are_deterministic_algorithms_enabled())
+        planner = Planner(self._measures)
         dense = median(self._dense_steps) if self._dense_steps else sum(map(planner.dense_step, trials.values()))
         budget = BUDGET * (phase.last_step + 1 - step) * dense - (time.perf_counter() - start)
         with torch.autocast("cpu", enabled=False), torch.enable_grad():
@@ -253,6 +268,10 @@ class Products:
         rows = self._table(choices)
         self.seconds += time.perf_counter() - start - (self._topologies.seconds - built)
         return rows
+
+    @property
+    def _measures(self) -> bool:
+        return self._kernels != "model" and not torch.are_deterministic_algorithms_enabled()
 
     @property
     def _fp16(self) -> bool:

@@ -89,9 +89,10 @@ class Sparsifier:
             compressed writes it at once.
 
     At the start of each compressed phase the layers' products are planned, for each of forward, input gradient and
-    weight gradient apart: dense and sparse kernels are timed on the shapes that training has shown, within 1% of the
-    phase, and a sparse one is used only if it is clearly faster; ``plan()`` tells which, and why. Times are remembered
-    in ``$ACDC_PLAN_CACHE`` (a folder; "0": not at all; by default ``~/.cache/acdc-kernels``). Sparse kernels are for
+    weight gradient apart: dense and sparse kernels are timed on the shapes of most calls in the last eight dense steps
+    and in the first step, within 1% of the phase, and a sparse one is used only if it is clearly faster; ``plan()``
+    tells which, and why. Times are remembered in ``$ACDC_PLAN_CACHE`` (a folder; "0": not at all; by default
+    ``~/.cache/acdc-kernels``), where there is time to read and to write the file. Sparse kernels are for
     ``nn.Linear`` in float32 on CPUs, with patterns ``"unstructured"`` and ``"block:4x1"``. They give the gradients of
     masked weights as +0.0, where dense products compute them; a norm of all gradients notices. The plan is part of
     the state: inside a phase it is restored and never timed again; between phases, bits depend on what is measured,

@@ -397,7 +397,7 @@ def _planned_linear(
         product._gathered = (version_of(product.weight), values) if keep else None
     if not packed:
         tiles = x.new_empty(_tiles_size(x) if save else 0)
-    return y, tiles, torch.tensor([generation, packed])
+    return y, tiles, torch.tensor([generation, packed], dtype=torch.int64, device="cpu")
 
 
 def _planned_linear_backward(
@@ -634,7 +634,6 @@ class LinearTrial:
     def _data(self) -> tuple[Tensor, Tensor]:
         """Input and gradient of the output, of no use but to take time over; not from the global generator."""
         if self._tensors is None:
-            generator = torch.Generator().manual_seed(0)
-            shapes = ((self.samples, self.cols), (self.samples, self.rows))
-            self._tensors = tuple(torch.rand(shape, generator=generator) for shape in shapes)
+            kind = {"generator": torch.Generator("cpu").manual_seed(0), "dtype": torch.float32, "device": "cpu"}
+            self._tensors = tuple(torch.rand((self.samples, width), **kind) for width in (self.cols, self.rows))
         return self._tensors

@@ -12,10 +12,11 @@ from typing import Annotated
 
 import typer
 
+from .._sparsifier_products import KERNELS
 from ..policy.scopes import SCOPES
 from .data import DATASETS
 from .errors import UserError
-from .presets import KERNELS, OPTIMIZERS, PRECISIONS, PRESETS, SCHEDULES
+from .presets import OPTIMIZERS, PRECISIONS, PRESETS, SCHEDULES
 
 app = typer.Typer(
     help="AC/DC sparse training with native kernels (Peste et al., NeurIPS 2021, arXiv 2106.12379).",

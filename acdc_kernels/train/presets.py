@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any
 
+from .._sparsifier_products import KERNELS
 from ..policy import schedules
 from ..policy.patterns import parse_pattern
 from ..policy.schedules import Schedule
@@ -18,7 +19,6 @@ from .json_args import json_object
 SCHEDULES = ("acdc", "dense", "prune-once", "prune-late")
 OPTIMIZERS = ("sgd", "adamw")
 PRECISIONS = ("fp32", "bf16")
-KERNELS = ("auto", "model", "dense", "sparse", "fp16")
 
 
 @dataclass(frozen=True)

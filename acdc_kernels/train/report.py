@@ -53,9 +53,7 @@ _OPTIONAL = {
 }
 PRODUCTS = ("forward", "input gradient", "weight gradient")
 LAYERS_SHOWN = 12
-DENSE_PRODUCTS = (
-    "FLOPs leave out products with zero weights. Every product of this run was dense, with zeros in the weights."
-)
+DENSE_PRODUCTS = "FLOPs leave out products with zero weights. Every product of {} was dense, with zeros in the weights."
 
 
 def build_report(trainer: Trainer, folder: RunFolder, command: str) -> dict[str, Any]:
@@ -199,7 +197,8 @@ def summary(report: dict[str, Any]) -> str:
     if plan := report.get("plan"):
         lines += ["", _plan(plan)]
     if models["sparse"]:
-        lines += ["", DENSE_PRODUCTS] if all(row["kernel"] == "dense" for row in plan or ()) else []
+        if all(row["kernel"] == "dense" for row in plan or ()):  # of earlier phases nobody knows
+            lines += ["", DENSE_PRODUCTS.format("the last compressed phase" if plan else "this run")]
         if models["dense"] and models["dense"]["sparsity"] >= 0.001:
             lines += ["", "The dense twin's zeros were pruned, or zero from the start, and have got no gradient since."]
     return "\n".join(lines)

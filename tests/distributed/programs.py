@@ -96,6 +96,31 @@ def replicas_share_the_plan(rank: int, world: int) -> dict:
     return results
 
 
+def a_plan_that_fails_on_rank_0(rank: int, world: int) -> dict:
+    """No rank waits for another, and all of them go on when a plan can be made."""
+    from acdc_kernels import plan
+    from acdc_kernels.nn.sparse_linear import LinearProduct
+
+    LinearProduct.missing = staticmethod(lambda fp16, pattern="unstructured": None)
+    model = nn.parallel.DistributedDataParallel(net())
+    optimizer = acdc.MaskedSGD(model.parameters(), lr=0.1, momentum=0.9)
+    schedule = acdc.schedules.acdc(total=10, warmup=2, compressed=4, dense=2, final_dense=0, final_compressed=4)
+    sparsifier = acdc.Sparsifier(model, optimizer, schedule, sparsity=0.8, process_group=dist.group.WORLD)
+    working = plan.Planner.plan
+    errors = []
+    for step in range(4):
+        if step == 1 and rank == 0:
+            plan.Planner.plan = lambda *_: (_ for _ in ()).throw(MemoryError("all gone"))
+        if step == 3:
+            plan.Planner.plan = working
+        update(model, optimizer, step, rank)
+        try:
+            sparsifier.step()
+        except (MemoryError, RuntimeError) as error:
+            errors.append(f"{type(error).__name__}: {error}")
+    return {"errors": errors, "steps": sparsifier.step_count, "rows": len(sparsifier.plan())}
+
+
 def replicas_of_a_group(rank: int, world: int) -> dict:
     """DistributedDataParallel over a group of one's own, which can't be pickled: the twin is the module inside."""
     group = dist.new_group([0, 1])

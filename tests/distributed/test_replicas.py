@@ -44,3 +44,12 @@ def test_the_plan_of_rank_0_is_used_everywhere(together):
         assert one["reasons"] == ["as rank 0 likes it", "the input needs no gradient"]
         assert one["asked"] > 0 == other["asked"]
         assert all(torch.equal(p, other["weights"][key]) for key, p in one["weights"].items())
+
+
+def test_a_plan_that_fails_fails_everywhere(together):
+    first, second = together("a_plan_that_fails_on_rank_0")
+    assert first["errors"] == ["MemoryError: all gone"] * 2
+    why = "RuntimeError: Sparsifier: rank 0 must make the plan for all processes, but got MemoryError: all gone"
+    assert second["errors"] == [why] * 2
+    for rank in (first, second):
+        assert (rank["steps"], rank["rows"]) == (4, 9)

@@ -626,6 +626,20 @@ def test_a_mask_that_changes_makes_forwards_dense(compiled, fresh, sparse_calls)
     assert layer.product.aside == "its mask was changed in place in this phase"
 
 
+def test_the_opaque_ops_know_their_device():
+    layer, _, dense = make()
+    x = torch.randn(4, COLS)
+    torch.set_default_device("meta")
+    try:
+        other = LinearProduct(layer.weight)
+        assert other.handle.device.type == "cpu"
+        y, _, record = module.planned_linear_op(x, layer.weight, layer.bias, layer.product.handle, True, False)
+    finally:
+        torch.set_default_device(None)
+    assert (record.device.type, record.dtype) == ("cpu", torch.int64)
+    torch.testing.assert_close(y, dense(x), rtol=1e-5, atol=1e-5)
+
+
 def test_compiled_layers_share_a_graph(fresh):
     layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(12))
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import io
@@ -585,6 +586,46 @@ def test_another_setting_of_kernels_plans_anew(measured):
     assert "measured" in r.sparsifier.plan()[0].reason
 
 
+@needs_kernels
+@pytest.mark.parametrize("how", ["model", "deterministic"])
+def test_where_nothing_is_timed_a_plan_is_made_anew_at_once(how, measured):
+    parts = parts_of(Run("auto").train(3))
+    parts["sparsifier"]["plan"]["kernels"] = "sparse"
+    unseen = copy.deepcopy(parts)
+    unseen["sparsifier"]["plan"]["observed"] = {}
+    torch.use_deterministic_algorithms(how == "deterministic")
+    try:
+        for saved, at_once in ((parts, True), (unseen, False)):
+            r = Run("model" if how == "model" else "auto")
+            for name in ("sparsifier", "optimizer", "model"):
+                getattr(r, name).load_state_dict(saved[name])
+            assert bool(r.sparsifier.plan()) == at_once
+            r.train(1)
+            assert r.sparsifier.plan()[0].reason.startswith("the cost model expects")
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@needs_kernels
+@pytest.mark.parametrize("default", ["dtype", "device"])
+def test_defaults_of_torch_are_nothing_to_a_plan(default, measured):
+    one, other = Run("auto"), Run("auto")
+    x, y = torch.randn(12, 8, 12), torch.randint(4, (12, 8))
+    try:
+        for r in (one, other):
+            for i in range(12):
+                r.optimizer.zero_grad()
+                nn.functional.cross_entropy(r.model(x[i]), y[i]).backward()
+                r.optimizer.step()
+                r.sparsifier.step()
+                assert i not in (1, 7) or r.running() == [0, 3, 5]
+            torch.set_default_dtype(torch.float64) if default == "dtype" else torch.set_default_device("meta")
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert all(torch.equal(p, other.weights()[name]) for name, p in one.weights().items())
+
+
 def test_a_plan_that_cannot_run_here_is_dense_and_says_so(measured, monkeypatch):
     if not KERNELS:
         pytest.skip("no compiled kernels: no sparse plan to restore")
@@ -927,3 +968,24 @@ def test_an_interrupted_plan_is_made_at_the_next_update(measured, monkeypatch):
     assert (r.sparsifier.step_count, r.sparsifier.phase.kind, r.sparsifier.plan()) == (2, "compressed", [])
     r.train(1)
     assert r.running() == [0, 3, 5]
+
+
+@needs_kernels
+def test_a_plan_that_failed_leaves_no_topologies(measured, monkeypatch):
+    import weakref
+
+    built = []
+
+    def fail(self, trials, previous, budget):
+        built.extend(weakref.ref(trial._topology()) for trial in trials.values())
+        raise MemoryError
+
+    monkeypatch.setattr(plan.Planner, "plan", fail)
+    r = Run("auto")
+    while len(built) < 9:  # at the flip, and after each update
+        with contextlib.suppress(MemoryError):
+            r.train(1)
+    r.train(1)
+    assert r.sparsifier.phase.kind == "dense"
+    gc.collect()
+    assert [topology() for topology in built] == [None] * 9
