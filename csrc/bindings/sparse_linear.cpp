@@ -170,8 +170,8 @@ std::tuple<Tensor, Tensor> sparse_linear(const Tensor& x, const Tensor& values, 
   STD_TORCH_CHECK(!fp16 || half_kernels() != nullptr, op, ": fp16 must be False, got True: this processor or build has no AVX512-FP16");
   STD_TORCH_CHECK(!fp16 || w.format == BundleFormat::single, op, ": fp16 must be False for ", format);
   const Samples in(x, w.cols(), op, "x");
-  Tensor y = like_samples(x, w.rows());
   Tensor tiles = torch::stable::new_empty(x, {save ? tile_floats(in.count, w.cols()) : 0});
+  Tensor y = like_samples(x, w.rows());
   const float* b = nullptr;
   Tensor held;
   if (bias) {
