@@ -122,7 +122,10 @@ class Products:
         (bits,) = acdc.topk_mask([layer.weight], keep - keep % 4, pattern)
         weight = layer.weight.detach() * unpack_mask(bits, layer.weight.shape)
         values, topology = acdc.compress(weight, bits, pattern)
-        call = lambda: acdc.sparse_linear(x, values, topology)  # noqa: E731
+
+        def call() -> Tensor:
+            return acdc.sparse_linear(x, values, topology)
+
         few = x[:CHECKED]
         check(f"bench linear: {self.name}", acdc.sparse_linear(few, values, topology), few @ weight.t())
         if LinearProduct.missing(fp16=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ class Trial(Protocol):
         """The layer's forward and backward as training runs them, through autograd."""
 
 
-class Product:
+class Product(ABC):
     """The callable in ``layer.product``; a subclass brings what runs.
 
     ``handle``, an int64 tensor without dimensions, tells an opaque op of a compiled model which product it is; it is no
@@ -171,19 +172,20 @@ class Product:
         return cls._by_handle.get(int(handle))
 
     @staticmethod
+    @abstractmethod
     def refusal(layer: nn.Module, weight: Parameter, pattern: str) -> str | None:
         """Why the layer can never have a sparse product with masks of ``pattern``; None if it can."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def missing(fp16: bool, pattern: str = "unstructured") -> str | None:
         """Why compiled kernels (with ``fp16``: those of half precision) can't run here; None if they can."""
-        raise NotImplementedError
 
+    @abstractmethod
     def build(self, bits: Tensor, pattern: str) -> Any:
         """The topology of a mask."""
-        raise NotImplementedError
 
+    @abstractmethod
     def trial(
         self,
         layer: nn.Module,
@@ -194,8 +196,8 @@ class Product:
         fp16: bool,
     ) -> Trial:
         """The layer for the plan; ``topology()`` is asked for when a kernel is to be run."""
-        raise NotImplementedError
 
+    @abstractmethod
     def start(
         self, topology: Any, chosen: Mapping[str, str], samples: int, favours: Callable[[int], bool] | None
     ) -> None:
@@ -203,24 +205,23 @@ class Product:
 
         samples: that the plan was made for; ``favours(n)`` is asked whether to go by it for n far from that. 0: any n.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def stop(self) -> None:
         """Lets go of the topology; until the next start the product is dense."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def topology(self) -> Any:
         """What it runs by; None while it is dense."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mask_changed(self) -> bool:
         """Whether it runs by a mask that was changed in place since it started."""
-        raise NotImplementedError
 
+    @abstractmethod
     def weight_is_masked(self) -> None:
         """Called where the weight, as it is now, is known to keep to its mask; else the product has to look."""
-        raise NotImplementedError
 
     def start_observing(self) -> None:
         """From now on, until ``observing`` is taken away, the layer's own product, and notes of the inputs."""
