@@ -48,6 +48,18 @@ inline const uint8_t* bits_of(const Tensor& bits, int64_t numel, const char* op)
   return static_cast<const uint8_t*>(bits.const_data_ptr());
 }
 
+// The text of a `str` argument, whose handle ends here. An argument of type std::string leaks one on every call with torch's
+// headers up to 2.13 (pytorch/pytorch#191340); what is leaked lies between large blocks and keeps malloc from using them again.
+inline std::string take_string(StringHandle handle) {
+  size_t length = 0;
+  const char* data = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+  std::string text(data, length);
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+  return text;
+}
+
 // The value of a tensor of one element on the CPU.
 inline double number_of(const Tensor& t, const char* op) {
   STD_TORCH_CHECK(t.is_cpu() && t.numel() == 1, op, ": a scalar tensor must be on the CPU and have one element");

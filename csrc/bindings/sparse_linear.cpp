@@ -70,8 +70,9 @@ BundleIndex index_of(const Tensors& index, const Meta& m, BundleFormat format, c
           part<int32_t>(index, 9, ScalarType::Int, entries, op)};
 }
 
-Tensors build_bundles(const Tensor& bits, Ints meta, std::string format) {
+Tensors build_bundles(const Tensor& bits, Ints meta, StringHandle format_handle) {
   const char* op = "build_bundles";
+  const std::string format = take_string(format_handle);
   const Meta m(meta, op);
   const BundleFormat f = format_of(format, op);
   STD_TORCH_CHECK(f == BundleFormat::single || (m.rows % 4 == 0 && m.kept % 4 == 0), op, ": rows and kept must be multiples of 4 for ", format);
@@ -99,8 +100,9 @@ void check_mask(BundleError error, const char* op) {
 
 int value_bytes(const Tensor& t, const char* op) { return static_cast<int>(element_bytes(dtype_of(t, op))); }
 
-Tensor gather_values(const Tensor& weight, Tensors index, Ints meta, std::string format) {
+Tensor gather_values(const Tensor& weight, Tensors index, Ints meta, StringHandle format_handle) {
   const char* op = "gather_values";
+  const std::string format = take_string(format_handle);
   const Meta m(meta, op);
   const BundleIndex i = index_of(index, m, format_of(format, op), op);
   STD_TORCH_CHECK(weight.is_cpu() && weight.dim() == 2 && weight.size(0) == m.rows && weight.size(1) == m.cols, op, ": weight must have shape [", m.rows,
@@ -112,8 +114,9 @@ Tensor gather_values(const Tensor& weight, Tensors index, Ints meta, std::string
   return values;
 }
 
-Tensor scatter_values(const Tensor& values, Tensors index, Ints meta, std::string format) {
+Tensor scatter_values(const Tensor& values, Tensors index, Ints meta, StringHandle format_handle) {
   const char* op = "scatter_values";
+  const std::string format = take_string(format_handle);
   const Meta m(meta, op);
   const BundleIndex i = index_of(index, m, format_of(format, op), op);
   STD_TORCH_CHECK(values.is_cpu() && values.dim() == 1 && values.numel() == m.kept, op, ": values must have ", m.kept, " elements");
@@ -163,9 +166,10 @@ Tensor like_samples(const Tensor& t, int64_t features) {
   return torch::stable::new_empty(t, shape);
 }
 
-std::tuple<Tensor, Tensor> sparse_linear(const Tensor& x, const Tensor& values, Tensors index, Ints meta, std::string format,
+std::tuple<Tensor, Tensor> sparse_linear(const Tensor& x, const Tensor& values, Tensors index, Ints meta, StringHandle format_handle,
                                          std::optional<Tensor> bias, bool save, bool fp16) {
   const char* op = "sparse_linear";
+  const std::string format = take_string(format_handle);
   const SparseWeight w = weight_of(values, index, meta, format, op);
   STD_TORCH_CHECK(!fp16 || half_kernels() != nullptr, op, ": fp16 must be False, got True: this processor or build has no AVX512-FP16");
   STD_TORCH_CHECK(!fp16 || w.format == BundleFormat::single, op, ": fp16 must be False for ", format);
@@ -186,8 +190,9 @@ std::tuple<Tensor, Tensor> sparse_linear(const Tensor& x, const Tensor& values, 
 }
 
 std::tuple<Tensor, Tensor> sparse_linear_backward(const Tensor& grad, const Tensor& x, bool packed, const Tensor& values, Tensors index, Ints meta,
-                                                  std::string format, bool need_input, bool need_values) {
+                                                  StringHandle format_handle, bool need_input, bool need_values) {
   const char* op = "sparse_linear_backward";
+  const std::string format = take_string(format_handle);
   const SparseWeight w = weight_of(values, index, meta, format, op);
   const Samples dy(grad, w.rows(), op, "grad");
   Tensor dx = need_input ? like_samples(grad, w.cols()) : torch::stable::new_empty(grad, {0});

@@ -48,7 +48,8 @@ void check_fits(const Tensor& w, const Pattern& p) {
                   "topk_mask: weights must have dims 0 and 1 that the pattern divides");
 }
 
-std::tuple<std::vector<Tensor>, Tensor> topk_mask(std::vector<Tensor> weights, std::vector<int64_t> keep, std::string pattern) {
+std::tuple<std::vector<Tensor>, Tensor> topk_mask(std::vector<Tensor> weights, std::vector<int64_t> keep, StringHandle pattern_handle) {
+  const std::string pattern = take_string(pattern_handle);
   const Pattern p = parse(pattern);
   STD_TORCH_CHECK(!weights.empty() && (p.fixed() ? keep.empty() : keep.size() == 1 || keep.size() == weights.size()),
                   "topk_mask: keep must have one entry, or one a weight; none with pattern 'n:m' or '2:4-transposable'");
