@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <numeric>
 #include <vector>
 
 #include "sparse_linear/mask_words.h"
@@ -12,57 +13,94 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Where the entries of one row go: `at` for the next one, a stride further each time; after `steps` more, `rest`.
+// Where the entries of one row go: every `stride`-th from `at` for `steps` of them, then from `rest` on.
 struct Cursor {
   int32_t at, rest;
   int16_t steps, stride;
 
-  int32_t next() {
-    if (steps == 0) return rest++;
-    --steps;
-    const int32_t here = at;
-    at = static_cast<int32_t>(static_cast<uint32_t>(at) + static_cast<uint32_t>(stride));  // beyond the last entry nobody reads it
-    return here;
+  // f(i, entry) for the row's entries, which are n.
+  template <class F>
+  void for_each(int n, const F& f) const {
+    for (int i = 0; i < steps; ++i) f(i, at + i * stride);
+    for (int i = steps; i < n; ++i) f(i, rest + i - steps);
   }
 };
 
-// Bundles the rows of one (panel, block) by their counts and says where each row's entries go, from entry `start` on.
-void bundle_rows(const uint16_t* counts, int rows, int panel_rows, int64_t start, Bundle* bundles, Cursor* cursors) {
-  uint16_t place[kLargestBlock + 2] = {0};  // counting sort, most first, ties in order
-  for (int r = 0; r < rows; ++r) ++place[kLargestBlock - counts[r] + 1];
-  for (int k = 0; k <= kLargestBlock; ++k) place[k + 1] = static_cast<uint16_t>(place[k + 1] + place[k]);
-  std::vector<int16_t> order(static_cast<size_t>(rows) + 3, static_cast<int16_t>(panel_rows));
-  for (int r = 0; r < rows; ++r) order[place[kLargestBlock - counts[r]]++] = static_cast<int16_t>(r);
-  for (int i = 0; i < rows; i += 4, ++bundles) {
-    auto count = [&](int s) { return order[i + s] == panel_rows ? 0 : counts[order[i + s]]; };
-    const int steps = count(3);
+// The kept columns of the rows of one (panel, block), row after row.
+class Lists {
+ public:
+  Lists(int64_t rows, int64_t kept) : columns_(static_cast<size_t>(kept) + kListSlack) {
+    begins_.reserve(static_cast<size_t>(rows) + 1);
+    begins_.push_back(0);
+  }
+
+  // One row more: list(columns) writes it and says how many there are.
+  template <class F>
+  void add(const F& list) {
+    begins_.push_back(begins_.back() + list(columns_.data() + begins_.back()));
+  }
+
+  int rows() const { return static_cast<int>(begins_.size()) - 1; }
+  int count(int row) const { return begins_[static_cast<size_t>(row) + 1] - begins_[static_cast<size_t>(row)]; }
+  const uint16_t* columns(int row) const { return columns_.data() + begins_[static_cast<size_t>(row)]; }
+
+  // Rows by falling count, ties in order, and `missing` three times.
+  std::vector<int16_t> order(int missing) const {
+    uint16_t place[kLargestBlock + 2] = {0};
+    for (int r = 0; r < rows(); ++r) ++place[kLargestBlock - count(r) + 1];
+    for (int k = 0; k <= kLargestBlock; ++k) place[k + 1] = static_cast<uint16_t>(place[k + 1] + place[k]);
+    std::vector<int16_t> order(static_cast<size_t>(rows()) + 3, static_cast<int16_t>(missing));
+    for (int r = 0; r < rows(); ++r) order[place[kLargestBlock - count(r)]++] = static_cast<int16_t>(r);
+    return order;
+  }
+
+ private:
+  std::vector<uint16_t> columns_;
+  std::vector<int32_t> begins_;
+};
+
+// Bundles the rows of one (panel, block) and writes their offsets, columns times `scale`, from entry `start` on.
+std::vector<Cursor> bundle_rows(const Lists& lists, int panel_rows, int64_t start, int scale, Bundle* bundles, int16_t* offsets) {
+  std::vector<Cursor> cursors(static_cast<size_t>(lists.rows()));
+  const std::vector<int16_t> order = lists.order(panel_rows);
+  for (int i = 0; i < lists.rows(); i += 4, ++bundles) {
+    const uint16_t* columns[4] = {};
+    int count[4] = {0, 0, 0, 0};
+    for (int s = 0; s < 4; ++s) {
+      const int row = bundles->row[s] = order[static_cast<size_t>(i + s)];
+      if (row != panel_rows) columns[s] = lists.columns(row), count[s] = lists.count(row);
+    }
+    const int steps = count[3];
     bundles->steps = static_cast<int16_t>(steps);
+    int16_t* out = offsets + start;
+    for (int t = 0; t < steps; ++t)
+      for (int s = 0; s < 4; ++s) out[4 * t + s] = static_cast<int16_t>(columns[s][t] * scale);
     int64_t rest = start + 4 * steps;
     for (int s = 0; s < 4; ++s) {
-      const int row = bundles->row[s] = order[i + s];
-      if (row != panel_rows) cursors[row] = {static_cast<int32_t>(start + s), static_cast<int32_t>(rest), static_cast<int16_t>(steps), 4};
-      const int left = count(s) - steps;
+      const int row = bundles->row[s], left = count[s] - steps;
+      if (row != panel_rows) cursors[static_cast<size_t>(row)] = {static_cast<int32_t>(start + s), static_cast<int32_t>(rest), static_cast<int16_t>(steps), 4};
       if (s < 3) bundles->rest[s] = static_cast<int16_t>(left);
+      for (int t = 0; t < left; ++t) offsets[rest + t] = static_cast<int16_t>(columns[s][steps + t] * scale);
       rest += left;
     }
     start = rest;
   }
+  return cursors;
 }
 
 // The same for groups of four rows that keep the same columns: entries are steps.
-void bundle_groups(const uint16_t* counts, int groups, int64_t start, Bundle* bundles, Cursor* cursors) {
-  uint16_t place[kLargestBlock + 2] = {0};
-  for (int g = 0; g < groups; ++g) ++place[kLargestBlock - counts[g] + 1];
-  for (int k = 0; k <= kLargestBlock; ++k) place[k + 1] = static_cast<uint16_t>(place[k + 1] + place[k]);
-  std::vector<int16_t> order(static_cast<size_t>(groups));
-  for (int g = 0; g < groups; ++g) order[place[kLargestBlock - counts[g]]++] = static_cast<int16_t>(g);
-  for (int i = 0; i < groups; ++i, ++bundles) {
-    const int g = order[i];
-    *bundles = Bundle{{}, static_cast<int16_t>(counts[g]), {0, 0, 0}};
+std::vector<Cursor> bundle_groups(const Lists& lists, int64_t start, Bundle* bundles, int16_t* offsets) {
+  std::vector<Cursor> cursors(static_cast<size_t>(lists.rows()));
+  const std::vector<int16_t> order = lists.order(0);
+  for (int i = 0; i < lists.rows(); ++i, ++bundles) {
+    const int g = order[static_cast<size_t>(i)], steps = lists.count(g);
+    *bundles = Bundle{{}, static_cast<int16_t>(steps), {0, 0, 0}};
     for (int s = 0; s < 4; ++s) bundles->row[s] = static_cast<int16_t>(4 * g + s);
-    cursors[g] = {static_cast<int32_t>(start), 0, static_cast<int16_t>(counts[g]), 1};
-    start += counts[g];
+    cursors[static_cast<size_t>(g)] = {static_cast<int32_t>(start), 0, static_cast<int16_t>(steps), 1};
+    for (int t = 0; t < steps; ++t) offsets[start + t] = static_cast<int16_t>(lists.columns(g)[t] * kOffsetUnit);
+    start += steps;
   }
+  return cursors;
 }
 
 class Builder {
@@ -72,12 +110,15 @@ class Builder {
         index_(index),
         pool_(pool.for_elements(index.rows * index.cols / 4)),
         group_(index.format == BundleFormat::block4x1 ? 4 : 1),
-        groups_(index.rows / group_) {}
+        groups_(index.rows / group_),
+        stop_(std::gcd(index.block_cols, index.t_panel_rows)),
+        stops_(ceil_div(index.cols, stop_) + 1) {}
 
   BundleError build() {
     fill_rank();
     if (index_.rank[ceil_div(index_.rows * index_.cols, kRankElements)] != index_.kept) return BundleError::count_differs;
     if (group_ == 4 && !groups_agree()) return BundleError::groups_differ;
+    fill_kept_before();
     rows_side();
     columns_side();
     return BundleError::none;
@@ -94,17 +135,13 @@ class Builder {
     for (int64_t c = 0; c < chunks; ++c) index_.rank[c + 1] += index_.rank[c];
   }
 
-  bool groups_agree() {
+  bool groups_agree() const {
     std::atomic<bool> agree{true};
     for_each_item(pool_, groups_, [&](int, int64_t g) {
-      std::vector<uint64_t> first;
-      for (int64_t s = 0; s < 4; ++s) {
-        std::vector<uint64_t> row(static_cast<size_t>(ceil_div(index_.cols, 64)), 0);
-        const int64_t begin = (4 * g + s) * index_.cols;
-        mask_.for_each_set(begin, begin + index_.cols, [&](int64_t i) { row[static_cast<size_t>(i - begin) >> 6] |= uint64_t{1} << ((i - begin) & 63); });
-        if (s == 0) first = row;
-        else if (row != first) agree.store(false, std::memory_order_relaxed);
-      }
+      const int64_t cols = index_.cols, row = first_bit(g);
+      for (int64_t c = 0; c < cols; c += 64)
+        for (int64_t s = 1; s < 4; ++s)
+          if (mask_.at(row + c, row + cols) != mask_.at(row + s * cols + c, row + (s + 1) * cols)) return agree.store(false, std::memory_order_relaxed);
     });
     return agree.load();
   }
@@ -112,57 +149,65 @@ class Builder {
   // Groups are rows of `cols` bits each (in the 4x1 format, the first row of four stands for them all).
   int64_t first_bit(int64_t group) const { return group * group_ * index_.cols; }
 
+  // kept_before_[group][i]: kept elements before column i * stop_ of the group's first row, or before its end.
+  void fill_kept_before() {
+    const int64_t cols = index_.cols, per_item = 64;
+    kept_before_.resize(static_cast<size_t>(groups_ * stops_));
+    for_each_item(pool_, ceil_div(groups_, per_item), [&](int, int64_t item) {
+      const int64_t first = item * per_item, chunk = first_bit(first) / kRankElements;
+      int64_t k = index_.rank[chunk] + mask_.count(chunk * kRankElements, first_bit(first));
+      int32_t* out = kept_before_.data() + first * stops_;
+      for (int64_t g = first; g < std::min(groups_, first + per_item); ++g) {
+        const int64_t row = first_bit(g), start = k;
+        for (int64_t c = 0; c < cols; c += stop_) {
+          *out++ = static_cast<int32_t>(k);
+          k += mask_.count(row + c, row + std::min(cols, c + stop_));
+        }
+        *out++ = static_cast<int32_t>(k);
+        k += (group_ - 1) * (k - start);
+      }
+    });
+  }
+
+  // `column` is a multiple of stop_, or cols.
+  const int32_t* kept_before(int64_t group, int64_t column) const { return kept_before_.data() + group * stops_ + ceil_div(column, stop_); }
+
+  // Kept elements of columns [left, right) in groups [first, last), of each group's first row.
+  int64_t kept_in(int64_t first, int64_t last, int64_t left, int64_t right) const {
+    const int32_t *from = kept_before(first, left), *to = kept_before(first, right);
+    int64_t n = 0;
+    for (int64_t g = first; g < last; ++g, from += stops_, to += stops_) n += *to - *from;
+    return n;
+  }
+
   void rows_side() {
     const int64_t cols = index_.cols, block = index_.block_cols, blocks = ceil_div(cols, block);
     const int64_t panel = index_.panel_rows / group_, panels = ceil_div(groups_, panel);
-    std::vector<uint16_t> counts(static_cast<size_t>(groups_ * blocks));  // [panel][block][group within the panel]
-    auto counts_of = [&](int64_t p, int64_t b) { return counts.data() + p * panel * blocks + b * std::min(panel, groups_ - p * panel); };
-    for_each_item(pool_, panels, [&](int, int64_t p) {
-      const int64_t first = p * panel, here = std::min(panel, groups_ - first);
-      for (int64_t b = 0; b < blocks; ++b) {
-        uint16_t* count = counts_of(p, b);
-        int64_t sum = 0;
-        for (int64_t g = 0; g < here; ++g) {
-          const int64_t row = first_bit(first + g);
-          count[g] = static_cast<uint16_t>(mask_.count(row + b * block, row + std::min(cols, (b + 1) * block)));
-          sum += count[g];
-        }
-        index_.starts[p * blocks + b + 1] = group_ * sum;
-      }
-    });
     index_.starts[0] = 0;
-    for (int64_t i = 0; i < panels * blocks; ++i) index_.starts[i + 1] += index_.starts[i];
+    for (int64_t p = 0, i = 0; p < panels; ++p)
+      for (int64_t b = 0; b < blocks; ++b, ++i)
+        index_.starts[i + 1] =
+            index_.starts[i] + group_ * kept_in(p * panel, std::min(groups_, (p + 1) * panel), b * block, std::min(cols, (b + 1) * block));
 
-    row_start_.resize(static_cast<size_t>(index_.rows) + 1);
-    for_each_item(pool_, panels, [&](int, int64_t p) {
-      const int64_t first = p * panel, here = std::min(panel, groups_ - first);
-      std::vector<int64_t> cursor(static_cast<size_t>(here * group_));  // next of each row's kept elements in row-major order
-      int64_t start = index_.starts[p * blocks];                       // panels are runs of rows: so many are before this one
-      for (int64_t r = 0; r < here * group_; ++r) {
-        row_start_[static_cast<size_t>(first * group_ + r)] = cursor[static_cast<size_t>(r)] = start;
-        for (int64_t b = 0; b < blocks; ++b) start += counts_of(p, b)[r / group_];
-      }
-      std::vector<Cursor> place(static_cast<size_t>(here));
-      std::vector<uint16_t> list(static_cast<size_t>(block) + MaskWords::kListSlack);
-      const int64_t bundles = group_ == 4 ? here : ceil_div(here, 4);
-      Bundle* out = index_.bundles + p * (index_.panel_rows / 4) * blocks;
-      for (int64_t b = 0; b < blocks; ++b, out += bundles) {
-        const int64_t begin = index_.starts[p * blocks + b] / group_;
-        if (group_ == 4) bundle_groups(counts_of(p, b), static_cast<int>(here), begin, out, place.data());
-        else bundle_rows(counts_of(p, b), static_cast<int>(here), index_.panel_rows, begin, out, place.data());
-        for (int64_t g = 0; g < here; ++g) {
-          const int64_t row = first_bit(first + g), left = row + b * block;
-          const Cursor to = place[static_cast<size_t>(g)];
-          const int n = mask_.list(left, row + std::min(cols, (b + 1) * block), list.data());
-          auto put = [&](int i, int32_t entry) {
-            index_.offsets[entry] = static_cast<int16_t>(list[static_cast<size_t>(i)] * kOffsetUnit);
-            int64_t* k = &cursor[static_cast<size_t>(g * group_)];
-            if (group_ == 1) index_.position[k[0] + i] = entry;
-            else for (int s = 0; s < 4; ++s) index_.position[k[s] + i] = 4 * entry + s;
-          };
-          for (int i = 0; i < to.steps; ++i) put(i, to.at + i * to.stride);
-          for (int i = to.steps; i < n; ++i) put(i, to.rest + i - to.steps);
-          for (int64_t s = 0; s < group_; ++s) cursor[static_cast<size_t>(g * group_ + s)] += n;
+    for_each_item(pool_, panels * blocks, [&](int, int64_t item) {
+      const int64_t p = item % panels, b = item / panels;  // neighbours in time don't write to the same rows
+      const int64_t first = p * panel, here = std::min(panel, groups_ - first), left = b * block, right = std::min(cols, left + block);
+      const int64_t start = index_.starts[p * blocks + b] / group_;
+      Lists lists(here, index_.starts[p * blocks + b + 1] / group_ - start);
+      for (int64_t g = first; g < first + here; ++g)
+        lists.add([&](uint16_t* list) { return mask_.list(first_bit(g) + left, first_bit(g) + right, list); });
+      Bundle* out = index_.bundles + p * (index_.panel_rows / 4) * blocks + b * (group_ == 4 ? here : ceil_div(here, 4));
+      const std::vector<Cursor> cursors = group_ == 4 ? bundle_groups(lists, start, out, index_.offsets)
+                                                      : bundle_rows(lists, index_.panel_rows, start, kOffsetUnit, out, index_.offsets);
+      for (int64_t g = 0; g < here; ++g) {
+        const Cursor cursor = cursors[static_cast<size_t>(g)];
+        const int n = lists.count(static_cast<int>(g));
+        int32_t* position = index_.position + *kept_before(first + g, left);
+        if (group_ == 1) {
+          cursor.for_each(n, [=](int i, int32_t entry) { position[i] = entry; });
+        } else {
+          const int32_t row = *kept_before(first + g, cols) - *kept_before(first + g, 0);
+          for (int s = 0; s < 4; ++s, position += row) cursor.for_each(n, [=](int i, int32_t entry) { position[i] = 4 * entry + s; });
         }
       }
     });
@@ -171,46 +216,41 @@ class Builder {
   void columns_side() {
     const int64_t cols = index_.cols, panel = index_.t_panel_rows, panels = ceil_div(cols, panel);
     const int64_t block = index_.t_block_cols / group_, blocks = ceil_div(groups_, block);  // in groups of rows
-    std::vector<uint16_t> counts(static_cast<size_t>(cols * blocks), 0);                   // [block][column]
-    for_each_item(pool_, blocks, [&](int, int64_t b) {
-      uint16_t* count = counts.data() + b * cols;
-      std::vector<uint16_t> list(static_cast<size_t>(panel) + MaskWords::kListSlack);
-      for (int64_t g = b * block; g < std::min(groups_, (b + 1) * block); ++g)
-        for (int64_t c = 0; c < cols; c += panel) {
-          const int n = mask_.list(first_bit(g) + c, first_bit(g) + std::min(cols, c + panel), list.data());
-          for (int i = 0; i < n; ++i) ++count[c + list[static_cast<size_t>(i)]];
-        }
-      for (int64_t p = 0; p < panels; ++p) {
-        int64_t sum = 0;
-        for (int64_t c = p * panel; c < std::min(cols, (p + 1) * panel); ++c) sum += count[c];
-        index_.t_starts[p * blocks + b + 1] = sum;
-      }
-    });
     index_.t_starts[0] = 0;
-    for (int64_t i = 0; i < panels * blocks; ++i) index_.t_starts[i + 1] += index_.t_starts[i];
+    for (int64_t p = 0, i = 0; p < panels; ++p)
+      for (int64_t b = 0; b < blocks; ++b, ++i)
+        index_.t_starts[i + 1] =
+            index_.t_starts[i] + kept_in(b * block, std::min(groups_, (b + 1) * block), p * panel, std::min(cols, (p + 1) * panel));
 
-    for_each_item(pool_, blocks, [&](int, int64_t b) {
-      const int64_t first = b * block, last = std::min(groups_, first + block);
-      std::vector<Cursor> place(static_cast<size_t>(panel));
-      std::vector<uint16_t> list(static_cast<size_t>(panel) + MaskWords::kListSlack);
-      std::vector<int64_t> cursor(static_cast<size_t>(last - first));  // next of each row's kept elements in row-major order
-      for (int64_t g = first; g < last; ++g) cursor[static_cast<size_t>(g - first)] = row_start_[static_cast<size_t>(g * group_)];
-      for (int64_t p = 0; p < panels; ++p) {
-        const int64_t left = p * panel, here = std::min(panel, cols - left);
-        Bundle* out = index_.t_bundles + p * (panel / 4) * blocks + b * ceil_div(here, 4);
-        bundle_rows(counts.data() + b * cols + left, static_cast<int>(here), index_.t_panel_rows, index_.t_starts[p * blocks + b], out, place.data());
-        for (int64_t g = first; g < last; ++g) {
-          const int64_t begin = first_bit(g) + left;
-          const int16_t offset = static_cast<int16_t>((g - first) * group_ * kOffsetUnit);
-          const int32_t* position = index_.position + cursor[static_cast<size_t>(g - first)];
-          const int n = mask_.list(begin, begin + here, list.data());
-          for (int i = 0; i < n; ++i) {
-            const int32_t entry = place[list[static_cast<size_t>(i)]].next();
-            index_.t_offsets[entry] = offset;
-            index_.t_permutation[entry] = group_ == 4 ? position[i] / 4 : position[i];
-          }
-          cursor[static_cast<size_t>(g - first)] += n;
+    for_each_item(pool_, panels * blocks, [&](int, int64_t item) {
+      const int64_t p = item / blocks, b = item % blocks, start = index_.t_starts[item];
+      const int64_t left = p * panel, here = std::min(panel, cols - left), first = b * block, last = std::min(groups_, first + block);
+      Lists lists(here, index_.t_starts[item + 1] - start);
+      for (int64_t c = left; c < left + here; c += 64) {
+        uint64_t turned[kLargestBlock / 64][64];  // bit i of [w][j]: group first + 64 * w + i, column c + j
+        for (int64_t w = 0; 64 * w < last - first; ++w) {
+          for (int64_t i = 0, g = first + 64 * w; i < 64; ++i, ++g) turned[w][i] = g < last ? mask_.at(first_bit(g) + c, first_bit(g) + left + here) : 0;
+          transpose(turned[w]);
         }
+        for (int64_t j = 0; j < std::min<int64_t>(64, left + here - c); ++j)
+          lists.add([&](uint16_t* list) {
+            uint16_t* out = list;
+            for (int64_t w = 0; 64 * w < last - first; ++w) out = list_word(turned[w][j], static_cast<int>(64 * w), out);
+            return static_cast<int>(out - list);
+          });
+      }
+      Bundle* out = index_.t_bundles + p * (panel / 4) * blocks + b * ceil_div(here, 4);
+      const std::vector<Cursor> cursors = bundle_rows(lists, index_.t_panel_rows, start, static_cast<int>(group_) * kOffsetUnit, out, index_.t_offsets);
+
+      std::vector<const int32_t*> places(static_cast<size_t>(last - first));  // of each row's kept elements, the next one first
+      for (int64_t g = first; g < last; ++g) places[static_cast<size_t>(g - first)] = index_.position + *kept_before(g, left);
+      const int32_t** next = places.data();  // copies of pointers: these stores may alias what holds them
+      int32_t* permutation = index_.t_permutation;
+      const int shift = group_ == 4 ? 2 : 0;
+      for (int c = 0; c < lists.rows(); ++c) {
+        const uint16_t* rows = lists.columns(c);
+        const Cursor cursor = cursors[static_cast<size_t>(c)];
+        cursor.for_each(lists.count(c), [=](int i, int32_t entry) { permutation[entry] = *next[rows[i]]++ >> shift; });
       }
     });
   }
@@ -219,7 +259,8 @@ class Builder {
   const BundleIndex& index_;
   Pool pool_;
   int64_t group_, groups_;
-  std::vector<int64_t> row_start_;  // [rows] kept elements before each row
+  int64_t stop_, stops_;  // blocks of the rows side and panels of the columns side begin at multiples of stop_ columns
+  std::vector<int32_t> kept_before_;
 };
 
 constexpr int64_t kListed = 1024;  // columns whose kept ones are listed at a time
@@ -247,7 +288,7 @@ BundleError gather(const T* weight, int64_t row_stride, int64_t col_stride, cons
   return for_each_row(mask, rank, rows, cols, pool, [&](int64_t r, int64_t k) {
     const T* w = weight + r * row_stride;
     const int64_t begin = r * cols;
-    uint16_t list[kListed + MaskWords::kListSlack];
+    uint16_t list[kListed + kListSlack];
     for (int64_t c = 0; c < cols; c += kListed, w += kListed * col_stride) {
       const int n = mask.list(begin + c, begin + std::min(cols, c + kListed), list);
       if (col_stride == 1) for (int i = 0; i < n; ++i) values[position[k + i]] = w[list[i]];
@@ -263,7 +304,7 @@ BundleError scatter(const T* values, const MaskWords& mask, const int64_t* rank,
              const Pool& pool) {
   return for_each_row(mask, rank, rows, cols, pool, [&](int64_t r, int64_t k) {
     T* w = weight + r * cols;
-    uint16_t list[kListed + MaskWords::kListSlack];
+    uint16_t list[kListed + kListSlack];
     for (int64_t c = 0; c < cols; c += kListed, w += kListed) {
       const int64_t here = std::min(cols - c, kListed);
       const int n = mask.list(r * cols + c, r * cols + c + here, list);

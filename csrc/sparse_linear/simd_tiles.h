@@ -18,6 +18,33 @@
 namespace acdc {
 namespace {
 
+// What AVX2 and AVX-512 do alike: all that stays within quarters of four lanes. Templates, because each level declares its own Vec below.
+
+// Within each quarter: r[4 * k + i][j] <-> r[4 * k + j][i].
+template <class V, int n>
+inline __attribute__((always_inline)) void transpose_fours(V (&r)[n]) {
+  V t[n];
+  for (int i = 0; i < n; i += 2) {
+    t[i] = low(r[i], r[i + 1]);
+    t[i + 1] = high(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < n; i += 4) {
+    r[i] = low2(t[i], t[i + 2]);
+    r[i + 1] = high2(t[i], t[i + 2]);
+    r[i + 2] = low2(t[i + 1], t[i + 3]);
+    r[i + 3] = high2(t[i + 1], t[i + 3]);
+  }
+}
+
+// Lane i of each quarter of the result is that quarter's sum of vector(first + i).
+template <class F>
+inline __attribute__((always_inline)) auto sums_of_four(const F& vector, int first) {
+  using V = decltype(vector(first));
+  const V a = vector(first), b = vector(first + 1), ab = V::add(low(a, b), high(a, b));
+  const V c = vector(first + 2), d = vector(first + 3), cd = V::add(low(c, d), high(c, d));
+  return V::add(low2(ab, cd), high2(ab, cd));
+}
+
 #if defined(__AVX512F__)
 
 struct Vec {
@@ -43,16 +70,7 @@ inline Vec odd4(Vec a, Vec b) { return {_mm512_shuffle_f32x4(a.v, b.v, 0xdd)}; }
 // r[i][j] <-> r[j][i]
 inline void transpose(Vec (&r)[16]) {
   Vec t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = low(r[i], r[i + 1]);
-    t[i + 1] = high(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = low2(t[i], t[i + 2]);
-    r[i + 1] = high2(t[i], t[i + 2]);
-    r[i + 2] = low2(t[i + 1], t[i + 3]);
-    r[i + 3] = high2(t[i + 1], t[i + 3]);
-  }
+  transpose_fours(r);
   for (int i = 0; i < 4; ++i) {
     t[i] = even4(r[i], r[4 + i]);
     t[4 + i] = odd4(r[i], r[4 + i]);
@@ -72,11 +90,7 @@ template <class F>
 inline __attribute__((always_inline)) Vec sums(const F& vector) {
   Vec q[4];
   ACDC_UNROLL
-  for (int t = 0; t < 4; ++t) {
-    const Vec a = vector(4 * t), b = vector(4 * t + 1), ab = Vec::add(low(a, b), high(a, b));
-    const Vec c = vector(4 * t + 2), d = vector(4 * t + 3), cd = Vec::add(low(c, d), high(c, d));
-    q[t] = Vec::add(low2(ab, cd), high2(ab, cd));
-  }
+  for (int t = 0; t < 4; ++t) q[t] = sums_of_four(vector, 4 * t);
   const Vec x = Vec::add(even4(q[0], q[1]), odd4(q[0], q[1])), y = Vec::add(even4(q[2], q[3]), odd4(q[2], q[3]));
   return Vec::add(even4(x, y), odd4(x, y));
 }
@@ -116,16 +130,7 @@ inline Vec upper_halves(Vec a, Vec b) { return {_mm256_permute2f128_ps(a.v, b.v,
 
 inline void transpose(Vec (&r)[8]) {
   Vec t[8];
-  for (int i = 0; i < 8; i += 2) {
-    t[i] = low(r[i], r[i + 1]);
-    t[i + 1] = high(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 8; i += 4) {
-    r[i] = low2(t[i], t[i + 2]);
-    r[i + 1] = high2(t[i], t[i + 2]);
-    r[i + 2] = low2(t[i + 1], t[i + 3]);
-    r[i + 3] = high2(t[i + 1], t[i + 3]);
-  }
+  transpose_fours(r);
   for (int i = 0; i < 4; ++i) t[i] = r[i], t[4 + i] = r[4 + i];
   for (int i = 0; i < 4; ++i) {
     r[i] = lower_halves(t[i], t[4 + i]);
@@ -137,11 +142,7 @@ template <class F>
 inline __attribute__((always_inline)) Vec sums(const F& vector) {
   Vec q[2];
   ACDC_UNROLL
-  for (int t = 0; t < 2; ++t) {
-    const Vec a = vector(4 * t), b = vector(4 * t + 1), ab = Vec::add(low(a, b), high(a, b));
-    const Vec c = vector(4 * t + 2), d = vector(4 * t + 3), cd = Vec::add(low(c, d), high(c, d));
-    q[t] = Vec::add(low2(ab, cd), high2(ab, cd));
-  }
+  for (int t = 0; t < 2; ++t) q[t] = sums_of_four(vector, 4 * t);
   return Vec::add(lower_halves(q[0], q[1]), upper_halves(q[0], q[1]));
 }
 
