@@ -20,6 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
+from acdc_kernels.train.replacing import replacing
+
 Row = dict[str, Any]
 Name = TypeVar("Name", bound=Hashable)
 
@@ -79,6 +83,21 @@ def keep_freed_pages() -> Iterator[bool]:
         libc.mallopt(mmap_max, 65536)
         libc.mallopt(trim_threshold, 128 * 1024)
         libc.malloc_trim(0)
+
+
+def let_go() -> None:
+    """Gives the memory of earlier contenders back to the system: what reference cycles hold, and glibc's free heap."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def thread_counts(threads: Sequence[int]) -> Iterator[int]:
+    """Each count in turn, once torch is set to it and the memory of the one before is let go."""
+    for count in threads:
+        let_go()
+        torch.set_num_threads(count)
+        yield count
 
 
 def _timed(call: Callable[[], object], calls: int, clock: Callable[[], float]) -> float:
@@ -201,8 +220,14 @@ def _memory(row: Row, who: str) -> str:
     return "" if percent is None else f"  extra memory {percent:.2f}% of the weights"
 
 
-def write_json(path: Path, machine: Mapping[str, Any], all_rows: Sequence[Row]) -> None:
-    """`{"machine": {...}, "rows": [...]}`, one row a line, so that a diff of two files reads well."""
+def write_json(
+    path: Path, machine: Mapping[str, Any], all_rows: Sequence[Row], *, peak_bytes: int, complete: bool
+) -> None:
+    """`{"machine": {...}, "complete": ..., "peak_bytes": ..., "rows": [...]}`, a row a line, so that diffs read well.
+
+    A file that is there is replaced in one step.
+    """
+    head = f'"machine": {json.dumps(machine)},\n  "complete": {json.dumps(complete)},\n  "peak_bytes": {peak_bytes}'
     body = ",\n    ".join(json.dumps(row) for row in all_rows)
-    text = f'{{\n  "machine": {json.dumps(machine)},\n  "rows": [\n    {body}\n  ]\n}}\n'
-    path.write_text(text, encoding="utf-8")
+    with replacing(path.resolve()) as temporary:
+        temporary.write_text(f'{{\n  {head},\n  "rows": [\n    {body}\n  ]\n}}\n', encoding="utf-8")

@@ -26,7 +26,7 @@ from acdc_kernels import unpack_mask
 from acdc_kernels.nn.sparse_linear import LinearProduct
 
 from . import layers, linear_peers, never_slower, topology
-from .harness import Budget, Row, Timing, interleave, rows
+from .harness import Budget, Row, Timing, interleave, rows, thread_counts
 from .linear_peers import CSR, SPARSEPROP
 
 SHAPES = ((1024, 1024), (2048, 2048), (1024, 4096))  # rows (outputs), cols (inputs)
@@ -66,10 +66,8 @@ class Products:
     def measure(self, threads: Sequence[int], budget: Budget, backend: str) -> Iterator[list[Row]]:
         """The rows, a list for each thread count, pattern and sparsity; `torch.set_num_threads` is left changed."""
         x, grad = layers.inputs(self.samples, self.cols), layers.inputs(self.samples, self.rows, seed=2)
-        for count in threads:
-            torch.set_num_threads(count)
-            calls = self.contenders(x, grad)
-            timings = interleave(calls, budget)
+        for count in thread_counts(threads):
+            timings = interleave(self.contenders(x, grad), budget)
             for pattern in self.patterns:
                 for sparsity in self.sparsities:
                     facts = self._facts(pattern, sparsity, count, backend)

@@ -7,13 +7,13 @@ from a cache); against torch's layer, which is there twice: the ratio of these t
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
 from . import layers
-from .harness import Budget, Row, interleave, rows
+from .harness import Budget, Row, Timing, interleave, rows, thread_counts
 
 SPARSITIES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 SHAPES = {  # (rows, cols): samples
@@ -42,20 +42,8 @@ class Grid:
     def measure(self, threads: Sequence[int], budget: Budget, backend: str) -> Iterator[list[Row]]:
         """The rows, a list for each thread count and sparsity; `torch.set_num_threads` is left changed."""
         x, grad = layers.inputs(self.samples, self.cols), layers.inputs(self.samples, self.rows, seed=2)
-        for count in threads:
-            torch.set_num_threads(count)
-            calls, plans = {}, {}
-            for name in (DENSE, AGAIN):
-                calls[name] = layers.training(layers.linear(self.rows, self.cols, bias=True), x, grad)
-            for sparsity in self.sparsities:
-                layer = layers.linear(self.rows, self.cols, bias=True)
-                sparsifier = layers.compressed(layer, x.clone().requires_grad_(), sparsity)
-                plans[sparsity] = {
-                    row.product: f"dense ({row.reason})" if row.kernel == "dense" else row.kernel
-                    for row in sparsifier.plan()
-                }
-                calls[sparsity] = layers.training(layer, x, grad, sparsifier)
-            timings = interleave(calls, budget)
+        for count in thread_counts(threads):
+            timings, plans = self._timed(x, grad, budget)
             for sparsity in self.sparsities:
                 facts = {
                     "op": "linear", "case": f"{MARK} {self.cols}->{self.rows}, {self.samples} samples",
@@ -63,6 +51,24 @@ class Grid:
                     "device": "cpu", "backend": backend, "plan": plans[sparsity],
                 }  # fmt: skip
                 yield rows({"ours": timings[sparsity], **{name: timings[name] for name in (DENSE, AGAIN)}}, facts=facts)
+
+    def _timed(
+        self, x: Tensor, grad: Tensor, budget: Budget
+    ) -> tuple[dict[Hashable, Timing], dict[float, dict[str, str]]]:
+        """Name or sparsity -> timing, and sparsity -> product -> kernel; the layers are gone then."""
+        calls: dict[Hashable, Callable[[], object]] = {}
+        plans = {}
+        for name in (DENSE, AGAIN):
+            calls[name] = layers.training(layers.linear(self.rows, self.cols, bias=True), x, grad)
+        for sparsity in self.sparsities:
+            layer = layers.linear(self.rows, self.cols, bias=True)
+            sparsifier = layers.compressed(layer, x.clone().requires_grad_(), sparsity)
+            plans[sparsity] = {
+                row.product: f"dense ({row.reason})" if row.kernel == "dense" else row.kernel
+                for row in sparsifier.plan()
+            }
+            calls[sparsity] = layers.training(layer, x, grad, sparsifier)
+        return interleave(calls, budget), plans
 
 
 GRID = tuple(Grid(*shape, n) for shape, samples in SHAPES.items() for n in samples)

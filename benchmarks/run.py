@@ -12,6 +12,7 @@ from types import ModuleType
 import torch
 
 from acdc_kernels.train.machine import cores
+from acdc_kernels.train.memory import peak_bytes
 
 if __package__:
     from . import harness
@@ -40,8 +41,8 @@ def _problem(op: str, device: str, threads: list[int], json: Path | None) -> str
             return f"threads must be in [1, {cores()}], the cores that this process may use, got {count}"
     if json is not None and not json.resolve().parent.is_dir():
         return f"json must lie in a folder that exists, got {json}"
-    if json is not None and json.is_dir():
-        return f"json must be a file, got the folder {json}"
+    if json is not None and json.exists() and not json.is_file():
+        return f"json must be a file, got {'the folder' if json.is_dir() else 'something else:'} {json}"
     if op == "topk" and importlib.util.find_spec("numpy") is None:
         return 'numpy must be installed, for it is one of the peers: pip install "acdc-kernels[bench]"'
     return ""
@@ -57,7 +58,9 @@ def run(
         device: `cpu` (this version has no CUDA kernels for these ops).
         threads: thread counts, timed one after the other; default 1 and 2, as far as there are cores.
         quick: the headline cases alone, few repetitions, no memory measurement.
-        json: file to write `{"machine": {...}, "rows": [...]}` to, one row a peer.
+        json: file to write `{"machine": {...}, "complete": ..., "peak_bytes": ..., "rows": [...]}` to, one row a peer;
+            written anew after each table, complete or not. `peak_bytes` is the most memory that the process has had
+            resident, in a row until then.
 
     Returns:
         The exit status: 0, or 2 after saying on stderr what is wrong with the request.
@@ -79,20 +82,28 @@ def run(
     bench: ModuleType = importlib.import_module(f".{op}", harness.__package__)
     budget = harness.QUICK if quick else harness.Budget()
     all_rows: list[harness.Row] = []
+    peak = 0
+
+    def write(complete: bool) -> None:
+        if json is not None:
+            harness.write_json(json, stamp, all_rows, peak_bytes=peak, complete=complete)
+
     try:
         with harness.keep_freed_pages() as stamp["freed_pages_kept"]:
             for number, case in enumerate(bench.QUICK if quick else bench.CASES):
                 for group in bench.measure(case, threads, budget, backend, with_memory=number == 0 and not quick):
                     print(harness.table(group) + "\n", flush=True)
-                    all_rows += group
+                    peak = max(peak, peak_bytes())  # the system's count may lag by some pages
+                    all_rows += [{**row, "peak_bytes": peak} for row in group]
+                    write(complete=False)
     finally:
         torch.set_num_threads(threads_before)
+    write(complete=True)
     if hasattr(bench, "summary"):
         print(bench.summary(all_rows) + "\n")
     if harness.disturbed(all_rows):
         print(f"Some timings have fewer than {harness.FEWEST_CLEAN} clean samples: the machine was busy; run again.")
     if json is not None:
-        harness.write_json(json, stamp, all_rows)
         print(f"written to {json}")
     return 0
 
@@ -103,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, action="append", metavar="N", help="may be repeated; default 1 and 2")
     parser.add_argument("--quick", action="store_true", help="the headline cases alone, few repetitions")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the machine and a row for each peer here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here as they come")
     given = parser.parse_args(arguments)
     return run(given.op, given.device, given.threads, given.quick, given.json)
 

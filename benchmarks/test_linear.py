@@ -1,7 +1,6 @@
 """`pytest benchmarks --benchmark-only`: the cases of `bench linear`, one benchmark a contender."""
 
 import pytest
-import torch
 
 from acdc_kernels.benchmarks import layers, linear
 
@@ -18,14 +17,6 @@ CONTENDERS = {
     "ours": ("ours", "unstructured", 0.9),
     "ours-4x1": ("ours", "block:4x1", 0.9),
 }
-
-
-@pytest.fixture(params=(1, 2))
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("contender", CONTENDERS)

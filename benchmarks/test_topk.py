@@ -1,20 +1,11 @@
 """`pytest benchmarks --benchmark-only`: the cases of `bench topk`, one benchmark a contender."""
 
 import pytest
-import torch
 
 from acdc_kernels.benchmarks import cases, topk
 from acdc_kernels.ops import roofline
 
 CASES = (cases.Case(cases.SMALL, 0.9), *cases.TOPK_QUICK, cases.Case(cases.RESNET50, 0.9, "layer"))
-
-
-@pytest.fixture(params=(1, 2))
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("contender", ["ours", *topk.PEERS, topk.ROOFLINE])

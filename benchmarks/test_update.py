@@ -1,20 +1,11 @@
 """`pytest benchmarks --benchmark-only`: the cases of `bench update`, one benchmark a contender."""
 
 import pytest
-import torch
 
 from acdc_kernels.benchmarks import cases, update
 
 CASES = (cases.Case(cases.SMALL, 0.9), *cases.UPDATE_QUICK)
 RUNS = [(case, kind, name) for case in CASES for kind in update.HYPER for name in update.names(case, kind)]
-
-
-@pytest.fixture(params=(1, 2))
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from acdc_kernels.policy.patterns import parse_pattern
 
 from . import cases, memory, topk_peers
 from .cases import Case, Model
-from .harness import Budget, Row, interleave, rows
+from .harness import Budget, Row, interleave, rows, thread_counts
 
 PATTERNS = ("2:4", "1:4", "2:4-transposable", "block:4x1", "block:32x32")
 
@@ -117,8 +117,7 @@ def measure(case: Case, threads: Sequence[int], budget: Budget, backend: str, wi
     if with_memory:  # per-thread scratch grows with threads: measure the worst
         for name in ("ours", *PEERS):
             extra[name] = memory.measure(case, name, max(threads))
-    for count in threads:
-        torch.set_num_threads(count)
+    for count in thread_counts(threads):
         facts = {
             "op": "topk", "case": case.name, "pattern": case.pattern, "sparsity": case.sparsity, "dtype": "float32",
             "threads": count, "device": "cpu", "backend": backend, "weights": case.model.numel,

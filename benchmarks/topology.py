@@ -12,7 +12,7 @@ import acdc_kernels as acdc
 from acdc_kernels import topk_mask, unpack_mask
 
 from . import layers
-from .harness import Budget, Row, interleave, rows
+from .harness import Budget, Row, interleave, rows, thread_counts
 from .linear_peers import csr
 
 SPARSITY = 0.9
@@ -34,15 +34,19 @@ class Build:
         """Rows of the parts, for each pattern and thread count; `torch.set_num_threads` is left changed."""
         weights = [layers.linear(self.width, self.width, seed=seed).weight.detach() for seed in range(self.count)]
         for pattern in self.patterns:
-            parts = contenders(weights, pattern)
-            for used in threads:
-                torch.set_num_threads(used)
-                for part, calls in parts.items():
-                    facts = {
-                        "op": "linear", "case": f"{part}, {self.weights / 1e6:.1f}M weights", "pattern": pattern,
-                        "sparsity": SPARSITY, "dtype": "float32", "threads": used, "device": "cpu", "backend": backend,
-                    }  # fmt: skip
-                    yield rows(interleave(calls, budget), facts=facts)
+            yield from self._of(pattern, weights, threads, budget, backend)
+
+    def _of(
+        self, pattern: str, weights: list[Tensor], threads: Sequence[int], budget: Budget, backend: str
+    ) -> Iterator[list[Row]]:
+        parts = contenders(weights, pattern)
+        for count in thread_counts(threads):
+            for part, calls in parts.items():
+                facts = {
+                    "op": "linear", "case": f"{part}, {self.weights / 1e6:.1f}M weights", "pattern": pattern,
+                    "sparsity": SPARSITY, "dtype": "float32", "threads": count, "device": "cpu", "backend": backend,
+                }  # fmt: skip
+                yield rows(interleave(calls, budget), facts=facts)
 
 
 def contenders(weights: list[Tensor], pattern: str) -> dict[str, dict[str, Callable[[], object]]]:

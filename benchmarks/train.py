@@ -22,7 +22,17 @@ from torch import Tensor, nn
 from acdc_kernels import MaskedSGD, Sparsifier, schedules
 
 from . import layers
-from .harness import Budget, Row, Timing, interleave, involuntary_switches, rows, summarize
+from .harness import (
+    Budget,
+    Row,
+    Timing,
+    interleave,
+    involuntary_switches,
+    let_go,
+    rows,
+    summarize,
+    thread_counts,
+)
 
 SGD = {"lr": 0.0, "momentum": 0.9, "weight_decay": 5e-4}
 WIDE = (784, 2048, 2048, 2048, 10)
@@ -105,6 +115,13 @@ def contenders(case: Case) -> tuple[dict[str, Callable[[], None]], Sparsifier]:
     return calls | {OURS_AGAIN: calls["ours"]}, compressed
 
 
+def step_times(case: Case, budget: Budget) -> tuple[dict[str, Timing], list[list[str]]]:
+    """Timings of the contenders, and the plan of the compressed one: layer, product and kernel."""
+    calls, sparsifier = contenders(case)
+    timings = interleave(calls, budget)
+    return timings, [[each.layer, each.product, each.kernel] for each in sparsifier.plan()]
+
+
 def flip_times(case: Case) -> dict[str, Timing]:
     """Timings of "flip to compressed", "flip to dense" and "planning", of phases of 1000 steps."""
     model, batch = case.model(), case.data()
@@ -139,11 +156,10 @@ def flip_times(case: Case) -> dict[str, Timing]:
 def measure(case: Case, threads: Sequence[int], budget: Budget, backend: str, with_memory: bool) -> Iterator[list[Row]]:
     """The rows of one case: steps, then flips, for each thread count; `torch.set_num_threads` is left changed."""
     del with_memory  # see tests/train/test_memory.py
-    for count in threads:
-        torch.set_num_threads(count)
+    for count in thread_counts(threads):
         with layers.fresh_plans():
-            calls, sparsifier = contenders(case)
-            timings = interleave(calls, budget)
+            timings, plan = step_times(case, budget)
+            let_go()
             flips = flip_times(case)
         facts: dict[str, Any] = {
             "op": "train", "case": f"{case.name}, step", "pattern": "unstructured", "sparsity": case.sparsity,
@@ -153,7 +169,7 @@ def measure(case: Case, threads: Sequence[int], budget: Budget, backend: str, wi
         ratio = timings["ours"].ms / timings[DENSE].ms
         for row in group:
             row["step_ratio"] = float(f"{ratio:.4g}")
-            row["plan"] = [[each.layer, each.product, each.kernel] for each in sparsifier.plan()]
+            row["plan"] = plan
         yield group
         for name, timing in flips.items():
             pair = {"ours": timing, DENSE: timings[DENSE]}

@@ -17,7 +17,7 @@ from acdc_kernels.ops.roofline.contract import roofline_update_op
 
 from . import cases
 from .cases import Case
-from .harness import Budget, Row, interleave, rows
+from .harness import Budget, Row, interleave, rows, thread_counts
 
 CASES, QUICK = cases.UPDATE, cases.UPDATE_QUICK
 ROOFLINE = "same traffic, no work"
@@ -141,17 +141,22 @@ def measure(case: Case, threads: Sequence[int], budget: Budget, backend: str, wi
     del with_memory  # the update allocates nothing
     weights = case.model.weights()
     for optimizer in HYPER:
-        check(case, weights, optimizer)
-        calls = contenders(case, weights, optimizer)
-        calls[OURS_AGAIN] = calls["ours"]
-        for count in threads:
-            torch.set_num_threads(count)
-            facts = {
-                "op": "update", "case": case.name if optimizer == "SGD" else f"{case.name}/{optimizer.lower()}",
-                "pattern": "unstructured", "sparsity": case.sparsity, "dtype": "float32",
-                "threads": count, "device": "cpu", "backend": backend, "weights": case.model.numel,
-            }  # fmt: skip
-            group = rows(interleave(calls, budget), roofline=ROOFLINE, facts=facts)
-            for row in group:
-                row["ours_gb_per_s"] = float(f"{moved_bytes(case, optimizer) / row['ours_ms'] / 1e6:.4g}")
-            yield group
+        yield from _of(optimizer, case, weights, threads, budget, backend)
+
+
+def _of(
+    optimizer: str, case: Case, weights: list[Tensor], threads: Sequence[int], budget: Budget, backend: str
+) -> Iterator[list[Row]]:
+    check(case, weights, optimizer)
+    calls = contenders(case, weights, optimizer)
+    calls[OURS_AGAIN] = calls["ours"]
+    for count in thread_counts(threads):
+        facts = {
+            "op": "update", "case": case.name if optimizer == "SGD" else f"{case.name}/{optimizer.lower()}",
+            "pattern": "unstructured", "sparsity": case.sparsity, "dtype": "float32",
+            "threads": count, "device": "cpu", "backend": backend, "weights": case.model.numel,
+        }  # fmt: skip
+        group = rows(interleave(calls, budget), roofline=ROOFLINE, facts=facts)
+        for row in group:
+            row["ours_gb_per_s"] = float(f"{moved_bytes(case, optimizer) / row['ours_ms'] / 1e6:.4g}")
+        yield group

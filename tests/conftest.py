@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
+
+with contextlib.suppress(ImportError):  # only some folders need it
+    from hypothesis import HealthCheck, settings
+
+    # no property fails because the machine is slow, and every run tries the same examples
+    settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -239,7 +239,9 @@ def bench(
         typer.Option(help="Number of CPU threads; may be repeated (default: 1 and 2).", metavar="N"),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="The main case only, few repetitions.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows there too.", metavar="FILE")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the rows there too, as they come.", metavar="FILE")
+    ] = None,
 ) -> None:
     """Time kernels, layers or whole training steps against torch and other peers, interleaved in the same run."""
     try:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
 
@@ -19,6 +16,7 @@ from ..checkpoint import load_checkpoint, save_checkpoint
 from .documents import check, parse
 from .errors import UserError
 from .presets import RunConfig
+from .replacing import replacing, temporary_of
 
 FORMAT = 3
 CONFIG_SHAPE = {name: get_origin(kind) or kind for name, kind in get_type_hints(RunConfig).items()}
@@ -78,11 +76,11 @@ class RunFolder:
         self.checkpoint.parent.mkdir(exist_ok=True)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        with _replacing(self.path / name) as temporary:
+        with replacing(self.path / name) as temporary:
             temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
-        with _replacing(self.path / "history.csv") as temporary, temporary.open("w", newline="") as file:
+        with replacing(self.path / "history.csv") as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
@@ -104,7 +102,7 @@ class RunFolder:
 
     def save_model(self, kind: Kind, state: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Write ``KIND.safetensors`` with `facts` as metadata: one JSON entry, as the order of several varies."""
-        with _replacing(self.path / f"{kind}.safetensors") as temporary:
+        with replacing(self.path / f"{kind}.safetensors") as temporary:
             temporary.touch()
             mode = temporary.stat().st_mode  # as the umask says; save_file's would be for the owner only
             save_file(_separate(state), temporary, {"run": json.dumps(facts)})
@@ -120,25 +118,7 @@ class RunFolder:
 def _left_by_create(path: Path) -> bool:
     """Whether `path` is what a killed or failed `RunFolder.create` may have left."""
     empty = path.name == "checkpoint" and path.is_dir() and not any(path.iterdir())
-    return empty or path.name == _temporary(Path("config.json")).name
-
-
-def _temporary(target: Path) -> Path:
-    return target.with_name(f".{target.name}.tmp")
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A path to write to; on success it takes the target's place at once, on failure the target is untouched."""
-    temporary = _temporary(target)
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    return empty or path.name == temporary_of(Path("config.json")).name
 
 
 def _separate(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -147,5 +147,25 @@ def test_too_few_clean_samples_are_told(clean, want):
 
 def test_json_holds_machine_and_rows(tmp_path):
     made = rows(TIMINGS, roofline="floor", facts=FACTS)
-    write_json(tmp_path / "a.json", {"cpu": "x"}, made)
-    assert json.loads((tmp_path / "a.json").read_text()) == {"machine": {"cpu": "x"}, "rows": made}
+    file, link = tmp_path / "a.json", tmp_path / "link.json"
+    link.symlink_to(file)
+    for complete in (False, True):
+        write_json(link, {"cpu": "x"}, made, peak_bytes=5, complete=complete)
+        want = {"machine": {"cpu": "x"}, "complete": complete, "peak_bytes": 5, "rows": made}
+        assert json.loads(file.read_text()) == want
+    assert link.is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "link.json"]
+
+
+def test_json_that_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch):
+    def full(_descriptor):
+        raise OSError("disk full")
+
+    file = tmp_path / "a.json"
+    write_json(file, {}, [], peak_bytes=5, complete=True)
+    before = file.read_bytes()
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="disk full"):
+        write_json(file, {}, [{"case": "x"}], peak_bytes=6, complete=True)
+    assert file.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

@@ -1,16 +1,30 @@
 """`bench OP`: what a request must be, what a run writes, and that the cases are what they claim."""
 
+import gc
 import json
+import os
 import platform
 import re
 import socket
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
 from acdc_kernels import topk_mask
-from acdc_kernels.benchmarks import cases, linear, linear_peers, memory, never_slower, topk, topology, train, update
+from acdc_kernels.benchmarks import (
+    cases,
+    harness,
+    linear,
+    linear_peers,
+    memory,
+    never_slower,
+    topk,
+    topology,
+    train,
+    update,
+)
 from acdc_kernels.benchmarks.harness import ROW_KEYS, Budget
 from acdc_kernels.benchmarks.machine import machine
 from acdc_kernels.benchmarks.run import main, run
@@ -25,6 +39,7 @@ TINY = cases.Case(cases.TINY, 0.9)
 FORWARD = linear.Products(48, 40, 16, training=False, sparsities=(0.9,))
 TRAINING = linear.Products(48, 40, 16, training=True, sparsities=(0.9,))
 GRID = never_slower.Grid(48, 40, 16, sparsities=(0.5, 0.9))
+BENCHES = {"topk": topk, "update": update, "linear": linear, "train": train}
 PERCEPTRON = train.Case((12, 32, 32, 4), batch=8, sparsity=0.9, flips=1)
 
 
@@ -80,14 +95,17 @@ for flip in ("flip to compressed", "flip to dense", "planning"):
     PEERS["train", f"{PERCEPTRON.name}, {flip}", 0.9] = [train.DENSE]
 
 
-@pytest.mark.parametrize("op", ["topk", "update", "linear", "train"])
+@pytest.mark.parametrize("op", BENCHES)
 def test_quick_run_writes_the_rows_of_the_design(op, tmp_path, capsys):
     file = tmp_path / "out.json"
     threads = torch.get_num_threads()
     assert run(op, threads=[1], quick=True, json=file) == 0
     assert torch.get_num_threads() == threads
     written = json.loads(file.read_text())
-    assert set(written) == {"machine", "rows"}
+    assert set(written) == {"machine", "complete", "peak_bytes", "rows"}
+    assert written["complete"]
+    peaks = [row["peak_bytes"] for row in written["rows"]]
+    assert 0 < peaks[0] <= peaks[-1] == written["peak_bytes"]
     found = {}
     for row in written["rows"]:
         assert set(ROW_KEYS) <= set(row)
@@ -100,6 +118,60 @@ def test_quick_run_writes_the_rows_of_the_design(op, tmp_path, capsys):
     }
     printed = capsys.readouterr().out
     assert all(row["peer"] in printed for row in written["rows"])
+
+
+@pytest.mark.parametrize("op", BENCHES)
+def test_json_of_a_run_that_dies_holds_what_it_measured(op, tmp_path, monkeypatch):
+    bench, files, file = BENCHES[op], [], tmp_path / "out.json"
+    measure = bench.measure
+
+    def killed(*given, **options):
+        for group in measure(*given, **options):
+            files.append(file.read_text())
+            if len(files) == 3:
+                raise KeyboardInterrupt
+            yield group
+
+    monkeypatch.setattr(bench, "measure", killed)
+    file.write_text("another run's")
+    with pytest.raises(KeyboardInterrupt):
+        run(op, threads=[1, 1], quick=True, json=file)
+    assert files[0] == "another run's"
+    assert files[2] == file.read_text()
+    first, second = map(json.loads, files[1:])
+    assert not first["complete"]
+    assert not second["complete"]
+    assert 0 < len(first["rows"]) < len(second["rows"])
+    assert second["rows"][: len(first["rows"])] == first["rows"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+
+
+@pytest.fixture
+def tensors():
+    """Counts the tensors made from here on that are still there."""
+    gc.collect()
+    gc.freeze()
+    yield lambda: sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
+    gc.unfreeze()
+
+
+@pytest.mark.parametrize("op", BENCHES)
+def test_nothing_of_a_case_lives_in_the_next(op, monkeypatch, tensors):
+    bench, held, counts = BENCHES[op], [], harness.thread_counts
+
+    def watched(threads):
+        for count in counts(threads):
+            held.append(tensors())
+            yield count
+
+    for module in (bench, never_slower, topology):
+        monkeypatch.setattr(module, "thread_counts", watched)
+    for case in bench.QUICK:
+        assert list(bench.measure(case, [1, 1], harness.QUICK, "reference", with_memory=False))
+        harness.let_go()
+        assert tensors() == 0, case
+    if op != "update":  # whose optimizers make their state at the first count
+        assert held[0::2] == held[1::2]
 
 
 @pytest.mark.parametrize(
@@ -127,6 +199,14 @@ def test_cuda_without_a_device_is_an_error(monkeypatch, capsys):
 def test_json_in_a_missing_folder_is_an_error_before_anything_runs(tmp_path, capsys):
     assert run("topk", quick=True, json=tmp_path / "no" / "out.json") == 2
     assert "json must lie in a folder that exists" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path(os.devnull).is_char_device(), reason="the system has no null device")
+def test_json_must_be_a_file_that_can_be_replaced(tmp_path, capsys):
+    assert run("topk", quick=True, json=Path(os.devnull)) == 2
+    assert run("topk", quick=True, json=tmp_path) == 2
+    assert capsys.readouterr().err.count("json must be a file, got ") == 2
+    assert Path(os.devnull).is_char_device()
 
 
 def test_main_takes_repeated_threads(monkeypatch, tmp_path):

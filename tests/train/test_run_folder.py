@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from acdc_kernels import save_checkpoint
 from acdc_kernels.checkpoint import archive
-from acdc_kernels.train import run_folder
+from acdc_kernels.train import replacing
 from acdc_kernels.train.cli import app
 from acdc_kernels.train.command import Options, run_training
 from acdc_kernels.train.errors import UserError
@@ -231,7 +231,7 @@ def test_a_disk_that_is_full_from_the_first_byte_leaves_a_usable_folder(tmp_path
 
     out, settings = tmp_path / "run", SHORT | {"epochs": 4}
     with monkeypatch.context() as patch:
-        patch.setattr(run_folder.os, "fsync", full)
+        patch.setattr(replacing.os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
             run_training(Options(**settings, out=out), "a test", quiet)
     assert list(out.iterdir()) == []
