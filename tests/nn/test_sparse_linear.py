@@ -22,17 +22,11 @@ from acdc_kernels.nn.product import DENSE, FORWARD, INPUT_GRADIENT, PRODUCTS, SP
 from acdc_kernels.nn.sparse_linear import LinearProduct, LinearTrial
 from acdc_kernels.ops._registry import has_kernel
 
+pytestmark = pytest.mark.usefixtures("quiet_references")
+
 ROWS, COLS = 24, 37
 CHOICES = [dict(zip(PRODUCTS, kernels, strict=True)) for kernels in itertools.product((DENSE, SPARSE), repeat=3)]
 ALL_SPARSE = dict.fromkeys(PRODUCTS, SPARSE)
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    """Without compiled kernels the references stand in, which is said once."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*plain torch reference")
-        yield
 
 
 @pytest.fixture

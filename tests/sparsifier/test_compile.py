@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 from torch import nn
@@ -23,11 +21,9 @@ OPTIMIZERS = {
 
 
 @pytest.fixture(autouse=True)
-def fresh():
+def fresh(quiet_references):
     torch._dynamo.reset()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*plain torch reference")
-        yield
+    yield
     torch._dynamo.reset()
 
 
