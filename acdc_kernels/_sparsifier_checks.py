@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 import torch
 from torch import nn
+from torch.nn import Parameter
 
+from .nn import is_wrapped, reshard
+from .policy.patterns import Pattern
 from .policy.schedules import Schedule
 
-__all__ = ["check_choice", "check_group", "check_one", "check_types"]
+__all__ = [
+    "check_bare",
+    "check_choice",
+    "check_group",
+    "check_held",
+    "check_one",
+    "check_shards",
+    "check_tie_rule",
+    "check_types",
+    "check_unmasked",
+]
 
 
 def check_types(model: object, optimizer: object, schedule: object) -> None:
@@ -45,3 +58,53 @@ def check_one(what: str, values: dict[str, object]) -> None:
     if len(first) > 1:
         found = ", ".join(f"{value} ({name})" for value, name in first.items())
         raise ValueError(f"Sparsifier: competing weights must share one {what}, got {found}; exempt the others")
+
+
+def check_tie_rule(tie_rule: str, pattern: Pattern) -> None:
+    if tie_rule == "reference" and pattern.structured:
+        raise ValueError(
+            f"Sparsifier: pattern must be 'unstructured' for tie_rule 'reference', got {pattern.text!r}: the paper's "
+            "code leaves ties to an unstable sort there"
+        )
+
+
+def check_bare(model: nn.Module) -> None:
+    if any(is_wrapped(layer) for layer in model.modules()):
+        raise ValueError(
+            "Sparsifier: model must not have a sparsifier already; remove() that one first, or for a copy of its "
+            "model call acdc_kernels.nn.unwrap(copy)"
+        )
+
+
+def check_unmasked(weights: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> None:
+    if masked := [name for name, p in weights.items() if p in optimizer.masks]:
+        raise ValueError(
+            f"Sparsifier: optimizer.masks must not hold weights that compete, got {', '.join(masked)}; exempt them "
+            "or delete their masks (when resuming, load the optimizer's state after making the sparsifier)"
+        )
+
+
+def check_shards(group: object, tie_rule: str) -> None:
+    if group is not None or tie_rule == "reference":
+        raise ValueError(
+            "Sparsifier: process_group must be None and tie_rule 'lowest_index' for a sharded model, got "
+            f"{group!r} and {tie_rule!r}"
+        )
+
+
+def check_held(
+    method: str, weights: Mapping[str, Parameter], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Raises if model or optimizer has let go of a competing weight: what is done to the weights would not reach it."""
+    reshard(model)
+    here = dict(model.named_parameters(remove_duplicate=False))
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for where, gone in (
+        ("model", [name for name, p in weights.items() if here.get(name) is not p]),
+        ("optimizer", [name for name, p in weights.items() if id(p) not in trained]),
+    ):
+        if gone:
+            raise ValueError(
+                f"Sparsifier.{method}: {where} must hold the parameters that it had when the sparsifier was made, "
+                f"got others for {', '.join(gone)}; shard, convert and assign parameters first"
+            )

@@ -15,10 +15,20 @@ from torch.nn import Parameter
 from torch.utils.hooks import RemovableHandle
 
 from . import nn as layers
-from ._sparsifier_checks import check_choice, check_group, check_one, check_types
+from ._sparsifier_checks import (
+    check_bare,
+    check_choice,
+    check_group,
+    check_held,
+    check_one,
+    check_shards,
+    check_tie_rule,
+    check_types,
+    check_unmasked,
+)
 from ._sparsifier_products import KERNELS, Products
 from ._sparsifier_state import VERSION, check_state, kinds
-from .nn import Snapshot, find_weights, is_wrapped, named_tensors, reshard, unwrap, wrap
+from .nn import Snapshot, find_weights, named_tensors, unwrap, wrap
 from .ops import topk_mask_with_nan_count
 from .ops.distributed import disagreeing, is_sharded, local_part, shard_group_of
 from .ops.topk_mask.paper_code import paper_code_masks
@@ -135,21 +145,13 @@ class Sparsifier:
         check_choice("storage", storage, ("dense",), "compact storage is not in this version")
         check_choice("tie_rule", tie_rule, ("lowest_index", "reference"), "there are no others")
         parsed = parse_pattern(pattern)
-        if tie_rule == "reference" and parsed.structured:
-            raise ValueError(
-                f"Sparsifier: pattern must be 'unstructured' for tie_rule 'reference', got {pattern!r}: the paper's "
-                "code leaves ties to an unstable sort there"
-            )
+        check_tie_rule(tie_rule, parsed)
         check_group(process_group)
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.sparsity = parsed.resolve_sparsity(sparsity)
         self._pattern, self._scope = parsed, check_scope(scope)
         self._reset_momentum, self._tie_rule, self._group = bool(reset_momentum), tie_rule, process_group
-        if any(is_wrapped(layer) for layer in model.modules()):
-            raise ValueError(
-                "Sparsifier: model must not have a sparsifier already; remove() that one first, or for a copy of its "
-                "model call acdc_kernels.nn.unwrap(copy)"
-            )
+        check_bare(model)
 
         weights = find_weights(model, [p for group in optimizer.param_groups for p in group["params"]])
         chosen, self._uncovered = competing(weights, scope, parsed, exempt)
@@ -161,18 +163,10 @@ class Sparsifier:
         self._keep = budget(scope, [p.numel() for p in self._weights.values()], self.sparsity, parsed)
         check_one("device", {name: p.device for name, p in self._weights.items()})
         check_one("dtype", {name: p.dtype for name, p in self._weights.items()})
-        if masked := [name for name, p in self._weights.items() if p in optimizer.masks]:
-            raise ValueError(
-                f"Sparsifier: optimizer.masks must not hold weights that compete, got {', '.join(masked)}; exempt them "
-                "or delete their masks (when resuming, load the optimizer's state after making the sparsifier)"
-            )
+        check_unmasked(self._weights, optimizer)
 
-        if self.sharded and (process_group is not None or tie_rule == "reference"):
-            raise ValueError(
-                "Sparsifier: process_group must be None and tie_rule 'lowest_index' for a sharded model, got "
-                f"{process_group!r} and {tie_rule!r}"
-            )
         if self.sharded:  # what can't be done with shards is refused now, not at the first flip
+            check_shards(process_group, tie_rule)
             topk_mask_with_nan_count(list(self._weights.values()), self._keep, parsed.text)
         self._removed = False
         self._hooks: OrderedDict[int, PhaseHook] = OrderedDict()  # a handle refers to it weakly
@@ -392,19 +386,7 @@ class Sparsifier:
         )
 
     def _check_weights(self, method: str) -> None:
-        """Raises if model or optimizer has let go of a competing weight: what is done here would not reach it."""
-        reshard(self.model)
-        here = dict(self.model.named_parameters(remove_duplicate=False))
-        trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        for where, gone in (
-            ("model", [name for name, p in self._weights.items() if here.get(name) is not p]),
-            ("optimizer", [name for name, p in self._weights.items() if id(p) not in trained]),
-        ):
-            if gone:
-                raise ValueError(
-                    f"Sparsifier.{method}: {where} must hold the parameters that it had when the sparsifier was made, "
-                    f"got others for {', '.join(gone)}; shard, convert and assign parameters first"
-                )
+        check_held(method, self._weights, self.model, self.optimizer)
 
     def _begin(self, phase: Phase) -> None:
         if phase.index > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -20,4 +21,12 @@ def no_plan_cache() -> Iterator[None]:
     """Tests, and the commands they run, neither read nor write the times that the user's runs remember."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACDC_PLAN_CACHE", "0")
+        yield
+
+
+@pytest.fixture
+def quiet_references() -> Iterator[None]:
+    """Without compiled kernels the references stand in, which is said once."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*plain torch reference")
         yield

@@ -36,13 +36,14 @@ def register(
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
     flops: Callable[..., int] | None = None,
+    raw_flops: Callable[..., int] | None = None,
     composed: bool = False,
 ) -> torch._ops.OpOverload:
     """Define ``acdc_kernels::name``: ``schema`` is its arguments and returns, ``mutates`` what it writes to.
 
     ``backward`` and ``setup_context`` are its gradient, as ``torch.library.register_autograd`` takes them; ``flops``
-    its count from the arguments with a shape for every tensor, for ``torch.utils.flop_counter``. A ``composed`` op
-    calls other ops: its "reference" stands in for no kernel.
+    its count from the arguments with a shape for every tensor, for ``torch.utils.flop_counter``; ``raw_flops`` is given
+    the tensors. A ``composed`` op calls other ops: its "reference" stands in for no kernel.
     """
 
     def stand_in(*args: Any) -> Any:
@@ -55,8 +56,9 @@ def register(
     if backward is not None:
         op.register_autograd(backward, setup_context=setup_context)
     packet = getattr(torch.ops.acdc_kernels, name)
-    if flops is not None and packet not in flop_registry:  # registering twice raises, and modules can be reloaded
-        register_flop_formula(packet)(flops)
+    formula = flops or raw_flops
+    if formula is not None and packet not in flop_registry:  # registering twice raises, and modules can be reloaded
+        register_flop_formula(packet, get_raw=formula is raw_flops)(formula)
     return packet.default
 
 

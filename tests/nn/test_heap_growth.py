@@ -18,7 +18,7 @@ MEBIBYTE = 2**20
 
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="the system has no /proc/self/statm")
 @pytest.mark.skipif(not _native.available(), reason=_native.why_not())
-@pytest.mark.parametrize("layout", [0, 1, 2])
+@pytest.mark.parametrize("layout", [0, 2])
 def test_a_thousand_calls_do_not_grow_the_heap(layout):
     command = [sys.executable, str(Path(__file__).with_name("heap_growth.py")), str(layout)]
     environment = os.environ | {"PYTHONPATH": str(Path(acdc_kernels.__file__).parents[1])}

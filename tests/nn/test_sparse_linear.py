@@ -16,30 +16,24 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from acdc_kernels import _native, pack_mask
-from acdc_kernels.nn import sparse_linear as module
-from acdc_kernels.nn import unwrap, wrap
+from acdc_kernels.nn import linear_passes, sparse_linear, unwrap, wrap
+from acdc_kernels.nn.planned_linear import planned_linear_op
 from acdc_kernels.nn.product import DENSE, FORWARD, INPUT_GRADIENT, PRODUCTS, SPARSE, WEIGHT_GRADIENT, Observation
 from acdc_kernels.nn.sparse_linear import LinearProduct, LinearTrial
 from acdc_kernels.ops._registry import has_kernel
+
+pytestmark = pytest.mark.usefixtures("quiet_references")
 
 ROWS, COLS = 24, 37
 CHOICES = [dict(zip(PRODUCTS, kernels, strict=True)) for kernels in itertools.product((DENSE, SPARSE), repeat=3)]
 ALL_SPARSE = dict.fromkeys(PRODUCTS, SPARSE)
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    """Without compiled kernels the references stand in, which is said once."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*plain torch reference")
-        yield
-
-
 @pytest.fixture
 def sparse_calls(monkeypatch):
     """How often the sparse ops were called."""
     calls = SimpleNamespace(forward=0, backward=0)
-    forward, backward = module.sparse_linear_op, module.sparse_linear_backward_op
+    forward, backward = linear_passes.sparse_linear_op, linear_passes.sparse_linear_backward_op
 
     def count_forward(*args):
         calls.forward += 1
@@ -49,8 +43,8 @@ def sparse_calls(monkeypatch):
         calls.backward += 1
         return backward(*args)
 
-    monkeypatch.setattr(module, "sparse_linear_op", count_forward)
-    monkeypatch.setattr(module, "sparse_linear_backward_op", count_backward)
+    monkeypatch.setattr(linear_passes, "sparse_linear_op", count_forward)
+    monkeypatch.setattr(linear_passes, "sparse_linear_backward_op", count_backward)
     return calls
 
 
@@ -236,8 +230,8 @@ def test_a_gradient_that_is_alone_can_be_kept(alone):
 def test_only_the_gradients_that_are_asked_for(chosen, monkeypatch):
     layer, mask, dense = make(chosen)
     x = torch.randn(5, COLS, requires_grad=True)
-    asked, backward = [], module._backward
-    monkeypatch.setattr(module, "_backward", lambda *args: asked.append(args[-2:]) or backward(*args))
+    asked, backward = [], sparse_linear.linear_backward
+    monkeypatch.setattr(sparse_linear, "linear_backward", lambda *args: asked.append(args[-2:]) or backward(*args))
     inside = mask if chosen[WEIGHT_GRADIENT] == SPARSE else torch.ones_like(mask)
     for names in (("x",), ("weight",), ("bias",), ("weight", "x")):
         own, others = ([{"x": x}.get(name, getattr(one, name, None)) for name in names] for one in (layer, dense))
@@ -633,7 +627,7 @@ def test_the_opaque_ops_know_their_device():
     try:
         other = LinearProduct(layer.weight)
         assert other.handle.device.type == "cpu"
-        y, _, record = module.planned_linear_op(x, layer.weight, layer.bias, layer.product.handle, True, False)
+        y, _, record = planned_linear_op(x, layer.weight, layer.bias, layer.product.handle, True, False)
     finally:
         torch.set_default_device(None)
     assert (record.device.type, record.dtype) == ("cpu", torch.int64)
@@ -672,14 +666,14 @@ def test_the_opaque_ops_count_kept_weights():
     x = torch.randn(5, COLS, requires_grad=True)
     args = (x, layer.weight, layer.bias, layer.product.handle, True, True)
     with FlopCounterMode(display=False) as counter:
-        module.planned_linear_op(*args)[0].sum().backward()
+        planned_linear_op(*args)[0].sum().backward()
         assert counter.get_total_flops() == 2 * 5 * (2 * int(mask.sum()) + mask.numel())
         layer.product.stop()
-        module.planned_linear_op(*args)[0].sum().backward()
+        planned_linear_op(*args)[0].sum().backward()
     assert counter.get_total_flops() == 2 * 5 * (2 * int(mask.sum()) + 4 * mask.numel())
 
 
-@pytest.mark.skipif(not has_kernel(module.sparse_linear_op, "cpu"), reason="no compiled kernels")
+@pytest.mark.skipif(not has_kernel(linear_passes.sparse_linear_op, "cpu"), reason="no compiled kernels")
 def test_the_opaque_ops_are_no_references(fresh):
     _native.warn_reference.cache_clear()
     layer, _mask, _dense = make()
@@ -693,8 +687,8 @@ def test_the_opaque_ops_keep_torchs_rules():
     x = torch.randn(5, COLS, requires_grad=True)
     args = (x, layer.weight, layer.bias, layer.product.handle)
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(module.planned_linear_op, (*args, False, True), test_utils=checks)
-    torch.library.opcheck(module.planned_linear_op, (*args, True, True), test_utils=checks[:2])
+    torch.library.opcheck(planned_linear_op, (*args, False, True), test_utils=checks)
+    torch.library.opcheck(planned_linear_op, (*args, True, True), test_utils=checks[:2])
 
 
 # What the plan sees
@@ -732,7 +726,7 @@ def test_keys_tell_apart_what_times_depend_on():
     def key(rows=64, cols=64, kept=400, n=8, format="bundles", input_gradient=True, bias=True):
         bias = torch.zeros(rows) if bias else None
         seen = Observation(n, input_gradient)
-        return LinearTrial(torch.zeros(rows, cols), bias, kept, format, seen, lambda: None).key
+        return LinearTrial(LinearProduct, torch.zeros(rows, cols), bias, kept, format, seen, lambda: None).key
 
     base = key()
     assert key(kept=402) == base

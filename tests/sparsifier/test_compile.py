@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import acdc_kernels as acdc
-from acdc_kernels.nn import sparse_linear
+from acdc_kernels.nn import planned_linear
 from acdc_kernels.nn.product import DENSE, SPARSE
 from acdc_kernels.nn.sparse_linear import LinearProduct
 from acdc_kernels.plan import Choice, Planner
@@ -23,11 +21,9 @@ OPTIMIZERS = {
 
 
 @pytest.fixture(autouse=True)
-def fresh():
+def fresh(quiet_references):
     torch._dynamo.reset()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*plain torch reference")
-        yield
+    yield
     torch._dynamo.reset()
 
 
@@ -70,13 +66,13 @@ def train(
 def sparse_calls(monkeypatch):
     """One entry for each forward by sparse kernels."""
     calls = []
-    forward = sparse_linear._forward
+    forward = planned_linear.linear_forward
 
     def count(run, *args):
         calls.extend([1] * run.sparse_forward)
         return forward(run, *args)
 
-    monkeypatch.setattr(sparse_linear, "_forward", count)
+    monkeypatch.setattr(planned_linear, "linear_forward", count)
     return calls
 
 

@@ -7,7 +7,6 @@ import copy
 import gc
 import io
 import pickle
-import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -24,19 +23,14 @@ from acdc_kernels.ops._registry import has_kernel
 from acdc_kernels.ops.sparse_linear.contract import sparse_linear_op
 from acdc_kernels.plan import PlanRow
 
+pytestmark = pytest.mark.usefixtures("quiet_references")
+
 KERNELS = has_kernel(sparse_linear_op, "cpu")
 needs_kernels = pytest.mark.skipif(not KERNELS, reason="no compiled kernels: the plan is dense")
 # D2 C3 D3 C4
 SCHEDULE = acdc.schedules.acdc(total=12, warmup=2, compressed=3, dense=3, final_dense=3, final_compressed=4)
 # C2 D2 C4
 COMPRESSED = acdc.schedules.acdc(total=8, warmup=0, compressed=2, dense=2, final_dense=2, final_compressed=4)
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*plain torch reference")
-        yield
 
 
 @pytest.fixture

@@ -10,32 +10,17 @@ from torch import Tensor
 from .._registry import register
 from . import reference
 
-
-def _fake(
-    x: Tensor,
-    values: Tensor,
-    index: list[Tensor],
-    meta: list[int],
-    format: str,
-    bias: Tensor | None,
-    save: bool,
-    fp16: bool,
-) -> tuple[Tensor, Tensor]:
-    n = math.prod(x.shape[:-1])
-    return x.new_empty((*x.shape[:-1], meta[0])), x.new_empty((meta[1] * ((n + 15) // 16 * 16) if save else 0,))
+NO_DOUBLE_BACKWARD = "sparse_linear: double backward is not supported: its gradients have no gradients of their own"
 
 
-def _fake_backward(
-    grad: Tensor,
-    x: Tensor,
-    packed: bool,
-    values: Tensor,
-    index: list[Tensor],
-    meta: list[int],
-    format: str,
-    need_input: bool,
-    need_values: bool,
-) -> tuple[Tensor, Tensor]:
+def _fake(x: Tensor, values: Tensor, index: list[Tensor], meta: list[int], *others: Any) -> tuple[Tensor, Tensor]:
+    *_, save, _fp16 = others
+    size = reference.tiles_size(reference.samples_of(x.shape), meta[1])
+    return x.new_empty((*x.shape[:-1], meta[0])), x.new_empty((size if save else 0,))
+
+
+def _fake_backward(grad: Tensor, x: Tensor, packed: bool, values: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    _, meta, _, need_input, need_values = others
     grad_x = grad.new_empty((*grad.shape[:-1], meta[1]) if need_input else (0,))
     return grad_x, values.new_empty(values.shape if need_values else (0,))
 
@@ -44,18 +29,8 @@ def _flops(x: Any, values: Any, *args: Any, **kwargs: Any) -> int:
     return 2 * math.prod(x[:-1]) * math.prod(values)
 
 
-def _backward_flops(
-    grad: Any,
-    x: Any,
-    packed: bool,
-    values: Any,
-    index: Any,
-    meta: Any,
-    format: str,
-    need_input: bool,
-    need_values: bool,
-    **kwargs: Any,
-) -> int:
+def _backward_flops(grad: Any, x: Any, packed: bool, values: Any, *others: Any, **kwargs: Any) -> int:
+    *_, need_input, need_values = others
     return 2 * math.prod(grad[:-1]) * math.prod(values) * (need_input + need_values)
 
 
@@ -90,7 +65,7 @@ def _no_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) 
 
 
 def _no_double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-    raise RuntimeError("sparse_linear: double backward is not supported: its gradients have no gradients of their own")
+    raise RuntimeError(NO_DOUBLE_BACKWARD)
 
 
 sparse_linear_op = register(

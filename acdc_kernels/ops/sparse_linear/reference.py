@@ -22,20 +22,29 @@ def samples_of(shape: torch.Size | list[int]) -> int:
     return math.prod(shape[:-1])
 
 
+def padded(n: int) -> int:
+    """How many samples the tiles of n have."""
+    return (n + 15) // 16 * 16
+
+
+def tiles_size(n: int, cols: int) -> int:
+    """Elements of the tiles of n samples."""
+    return cols * padded(n)
+
+
 def _tiles(n: int) -> tuple[int, int]:
     """How many tiles of 32 samples, and how many samples (0 or 16) the one after them has."""
-    padded = -(-n // 16) * 16
-    return padded // TILE, padded % TILE
+    return divmod(padded(n), TILE)
 
 
 def pack(x: Tensor) -> Tensor:
     """The samples ``[N, cols]`` as tiles ``[cols][32]``, or 16 for the last; flat, missing samples 0."""
     n, cols = x.shape
     tiles, last = _tiles(n)
-    padded = x.new_zeros((tiles * TILE + last, cols))
-    padded[:n] = x
-    whole = padded[: tiles * TILE].view(tiles, TILE, cols).transpose(1, 2)
-    return torch.cat((whole.reshape(-1), padded[tiles * TILE :].t().reshape(-1)))
+    samples = x.new_zeros((tiles * TILE + last, cols))
+    samples[:n] = x
+    whole = samples[: tiles * TILE].view(tiles, TILE, cols).transpose(1, 2)
+    return torch.cat((whole.reshape(-1), samples[tiles * TILE :].t().reshape(-1)))
 
 
 def unpack(packed: Tensor, n: int, cols: int) -> Tensor:

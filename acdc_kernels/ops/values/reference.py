@@ -12,16 +12,6 @@ from ...formats.bundles import BLOCKS_4X1, OFFSET_SCALE, RANK_STEP
 from ..mask_bits.reference import unpack_mask
 
 
-def check_rank(op: str, row: Tensor, col: Tensor, rank: Tensor, cols: int) -> None:
-    """Raise unless as many weights are kept in every run of 4096 as when the index was built."""
-    counts = torch.bincount((row * cols + col) // RANK_STEP, minlength=rank.numel() - 1)
-    if not torch.equal(_exclusive_sum(counts), rank):
-        raise ValueError(
-            f"{op}: index must be of the mask as it is now, got one whose bits were changed since it was built;"
-            " compress again"
-        )
-
-
 def kept_positions(bits: Tensor, rows: int, cols: int) -> tuple[Tensor, Tensor]:
     """Row and column of every kept weight, in row-major order: int64 [kept] each."""
     flat = unpack_mask(bits, [rows * cols]).nonzero().view(-1)
@@ -31,6 +21,27 @@ def kept_positions(bits: Tensor, rows: int, cols: int) -> tuple[Tensor, Tensor]:
 def _exclusive_sum(counts: Tensor) -> Tensor:
     """int64 [len + 1]: the sum of all entries before each one, and at the end of all."""
     return torch.cat((counts.new_zeros(1, dtype=torch.int64), counts.cumsum(0)))
+
+
+def _rank(row: Tensor, col: Tensor, rows: int, cols: int) -> Tensor:
+    """Kept weights before every 4096th, and at the end all: int64 [ceil(rows * cols / 4096) + 1]."""
+    chunks = (rows * cols + RANK_STEP - 1) // RANK_STEP
+    return _exclusive_sum(torch.bincount((row * cols + col) // RANK_STEP, minlength=chunks))
+
+
+def _kept(op: str, index: list[Tensor], meta: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, column and place in values of every kept weight.
+
+    Raises unless as many weights are kept in every run of 4096 as when the index was built.
+    """
+    rows, cols = meta[0], meta[1]
+    row, col = kept_positions(index[0], rows, cols)
+    if not torch.equal(_rank(row, col, rows, cols), index[1]):
+        raise ValueError(
+            f"{op}: index must be of the mask as it is now, got one whose bits were changed since it was built;"
+            " compress again"
+        )
+    return row, col, index[2].long()
 
 
 def _side(
@@ -92,8 +103,7 @@ def build_bundles(bits: Tensor, meta: list[int], format: str) -> list[Tensor]:
     row, col = kept_positions(bits, rows, cols)
     if row.numel() != kept:
         raise ValueError(f"build_bundles: bits must have as many ones as meta says ({kept}), got {row.numel()}")
-    chunks = torch.bincount((row * cols + col) // RANK_STEP, minlength=(rows * cols + RANK_STEP - 1) // RANK_STEP)
-    rank = _exclusive_sum(chunks)
+    rank = _rank(row, col, rows, cols)
 
     if format == BLOCKS_4X1:
         head = row % 4 == 0
@@ -117,16 +127,14 @@ def build_bundles(bits: Tensor, meta: list[int], format: str) -> list[Tensor]:
 
 
 def gather_values(weight: Tensor, index: list[Tensor], meta: list[int], format: str) -> Tensor:
-    row, col = kept_positions(index[0], meta[0], meta[1])
-    check_rank("gather_values", row, col, index[1], meta[1])
+    row, col, place = _kept("gather_values", index, meta)
     values = weight.new_empty((meta[2],))
-    values[index[2].long()] = weight[row, col]
+    values[place] = weight[row, col]
     return values
 
 
 def scatter_values(values: Tensor, index: list[Tensor], meta: list[int], format: str) -> Tensor:
-    row, col = kept_positions(index[0], meta[0], meta[1])
-    check_rank("scatter_values", row, col, index[1], meta[1])
+    row, col, place = _kept("scatter_values", index, meta)
     weight = values.new_zeros((meta[0], meta[1]))
-    weight[row, col] = values[index[2].long()]
+    weight[row, col] = values[place]
     return weight
