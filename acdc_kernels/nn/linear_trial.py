@@ -11,10 +11,10 @@ from torch.nn import Parameter
 from torch.nn.functional import linear
 
 from ..formats.bundles import BLOCKS_4X1, Topology
+from ..ops._gradients import below_autograd
 from ..ops.sparse_linear.contract import sparse_linear_backward_op, sparse_linear_op
 from ..ops.sparse_linear.reference import padded
 from ..ops.values.contract import gather_values_op, scatter_values_op
-from .gradients import below_autograd
 from .linear_passes import linear_forward
 from .product import (
     DENSE,

@@ -17,10 +17,10 @@ from torch.nn import Parameter
 
 from .. import _native
 from ..formats.bundles import FORMATS, LARGEST_KEPT, Topology
+from ..ops._gradients import asked_for, below_autograd, once
 from ..ops._registry import has_kernel
 from ..ops.sparse_linear.contract import sparse_linear_op
 from ..ops.values import build_topology, count_bits
-from .gradients import asked_for, below_autograd, once
 from .linear_passes import NO_DOUBLE_BACKWARD, bias_gradient, linear_backward, linear_forward
 from .linear_trial import LinearTrial
 from .obstacles import obstacle, obstacle_in_graph

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ...formats.bundles import Topology
+from .._gradients import asked_for, below_autograd, once
 from .._topology import check_backward_alone, check_tensor, check_topology, check_values
 from . import contract
 
@@ -51,6 +54,43 @@ def sparse_linear(x: Tensor, values: Tensor, topology: Topology, bias: Tensor | 
                 f" got {list(bias.shape)}"
             )
     flat = values.reshape(-1).contiguous()
-    save = torch.is_grad_enabled() and values.requires_grad  # packed once, used again by the weight gradient
-    index, meta, format = topology.index, topology.meta, topology.format
-    return contract.sparse_linear_op(x, flat, index, meta, format, bias, save, False)[0]
+    if torch.compiler.is_compiling():
+        save = torch.is_grad_enabled() and values.requires_grad
+        return contract.sparse_linear_op(x, flat, *_where(topology), bias, save, False)[0]
+    return _SparseLinear.apply(x, flat, bias, topology)
+
+
+def _where(topology: Topology) -> tuple[Any, ...]:
+    return topology.index, topology.meta, topology.format
+
+
+class _SparseLinear(torch.autograd.Function):
+    """The op and its gradient as they are registered, in eager mode: without the time that custom ops take there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, topology: Topology) -> Tensor:
+        save = ctx.needs_input_grad[1]  # the input, packed once, for the weight gradient
+        with below_autograd():
+            y, tiles = contract.sparse_linear_op(x, values, *_where(topology), bias, save, False)
+        ctx.topology = topology
+        ctx.save_for_backward(values, tiles if save else None)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        values, tiles = ctx.saved_tensors
+        if ctx.topology.outlived_mask():
+            raise RuntimeError("sparse_linear: backward must find the mask of its forward, but it was changed in place")
+        need_input, need_values, need_bias = asked_for(ctx)
+        need_values = need_values and tiles is not None
+        grads = None, None, contract.bias_gradient(grad) if need_bias else None
+        with below_autograd():
+            if need_input or need_values:
+                source = tiles if need_values else grad
+                of_input, of_values = contract.sparse_linear_backward_op(
+                    grad, source, need_values, values, *_where(ctx.topology), need_input, need_values
+                )
+                grads = of_input if need_input else None, of_values if need_values else None, grads[2]
+        if torch.is_grad_enabled():
+            grads = once(grads, contract.NO_DOUBLE_BACKWARD)
+        return *grads, None

@@ -43,6 +43,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     ctx.indices = len(index)
 
 
+def bias_gradient(grad: Tensor) -> Tensor:
+    return grad.reshape(math.prod(grad.shape[:-1]), grad.shape[-1]).sum(0)
+
+
 def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
     need_input, need_values, need_bias = (ctx.needs_input_grad[i] and grad is not None for i in (0, 1, 5))
     grad_x = grad_values = grad_bias = None
@@ -53,7 +57,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...
             grad, x, need_values and ctx.packed, values, index, ctx.meta, ctx.format, need_input, need_values
         )
     if need_bias:
-        grad_bias = grad.reshape(math.prod(grad.shape[:-1]), grad.shape[-1]).sum(0)
+        grad_bias = bias_gradient(grad)
     return (
         *(grad_x if need_input else None, grad_values if need_values else None, [None] * ctx.indices),
         *(None, None, grad_bias, None, None),

@@ -1,4 +1,4 @@
-"""What the autograd functions of products share: which gradients are asked for, and that they have none themselves."""
+"""What autograd functions share: which gradients are asked for, and that they have none themselves."""
 
 from __future__ import annotations
 
