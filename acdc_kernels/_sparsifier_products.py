@@ -262,7 +262,8 @@ class Products:
                 trials[name] = product.trial(self._layers[name][0], self._pattern, bits, seen, build, self._fp16)
         planner = Planner(self._measures)
         dense = median(self._dense_steps) if self._dense_steps else sum(map(planner.dense_step, trials.values()))
-        budget = BUDGET * (phase.last_step + 1 - step) * dense - (time.perf_counter() - start)
+        expected = dense * planner.hoped(trials.values())
+        budget = BUDGET * (phase.last_step + 1 - step) * expected - (time.perf_counter() - start)
         with torch.autocast("cpu", enabled=False), torch.enable_grad():
             choices = planner.plan(trials, self._chosen(), budget)
         rows = self._table(choices)

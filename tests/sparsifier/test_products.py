@@ -223,7 +223,7 @@ def test_the_clock_of_dense_steps_gives_the_budget(monkeypatch):
     seen = []
 
     def note(self, trials, previous, budget):
-        seen.append(budget)
+        seen.append((budget, self.hoped(trials.values())))
         now[0] += 7.0
         return {name: {} for name in trials}
 
@@ -242,7 +242,8 @@ def test_the_clock_of_dense_steps_gives_the_budget(monkeypatch):
     for _ in range(10):
         now[0] += 0.5
         r.train(1)
-    assert seen == [pytest.approx(0.004 * 30 * 0.5 - 3 * 0.01)]  # what it takes to begin counts as well
+    ((budget, hoped),) = seen
+    assert budget == pytest.approx(0.0065 * 30 * 0.5 * hoped - 3 * 0.01)  # what it takes to begin counts as well
     assert r.sparsifier.planning_seconds == pytest.approx(7.03)
 
 
