@@ -1,0 +1,34 @@
+"""The conformance cases with every CUDA kernel emulated: the sources that nvcc compiles, in several orders."""
+
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+# File -> the tests of it that run here (pytest's -k); all where nothing is said.
+FILES = {
+    "mask_bits": "",
+}
+ORDERS = {"ascending": 0, "descending": 1, "shuffled": 7}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", FILES)
+def test_conformance(name, order, run_emulated):
+    chosen = FILES[name] if order == "ascending" else f"({FILES[name] or 'test'}) and not threads"
+    command = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-c", TESTS.parent / "pyproject.toml"]
+    command.append(TESTS / "conformance" / f"test_{name}.py")
+    out = run_emulated(*command, *(["-k", chosen] if chosen else []), order=ORDERS[order])
+    assert " passed" in out
+
+
+def test_the_emulated_kernels_are_what_runs(run_emulated):
+    code = """
+import torch, acdc_kernels
+from acdc_kernels.ops._registry import has_kernel
+from acdc_kernels.ops.mask_bits import contract
+print(acdc_kernels.__file__, has_kernel(contract.pack_mask_op, "cpu"))
+"""
+    out = run_emulated("-c", code)
+    assert "emulated" in out
+    assert out.strip().endswith("True")
