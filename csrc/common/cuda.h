@@ -55,6 +55,8 @@ struct alignas(16) Bytes16 {
 
 __host__ __device__ inline bool is_aligned16(const void* p) { return (reinterpret_cast<uintptr_t>(p) & 15) == 0; }
 
+#if defined(__CUDACC__) || defined(ACDC_CUDA_EMULATED)  // bindings include this file too
+
 // Sets `bits` in the aligned word of a mask that holds bit `at`; others may set bits of the same word. Masks start on a multiple of 4
 // bytes, and their memory is a multiple of 4 bytes long, as device allocations are.
 __device__ inline void set_bits(uint8_t* mask, int64_t at, uint32_t bits) {
@@ -63,5 +65,7 @@ __device__ inline void set_bits(uint8_t* mask, int64_t at, uint32_t bits) {
   if (bits << shift) atomicOr(word, bits << shift);
   if (shift && bits >> (32 - shift)) atomicOr(word + 1, bits >> (32 - shift));
 }
+
+#endif
 
 }  // namespace acdc
