@@ -140,7 +140,7 @@ __device__ uint32_t transpose(uint32_t word) {
 // A block a cell; half a warp a row.
 template <int kGroup>
 __global__ void __launch_bounds__(kThreads) rows_side(ACDC_CONSTANT(Build) b) {
-  ACDC_SHARED(Sorted, sorted);
+  ACDC_SHARED(SortedRows, shared);
   constexpr int kLanes = kGroup == 1 ? 4 : 1;
   const BundleIndex& x = b.index;
   const int word = static_cast<int>(threadIdx.x % kHalf), mine = static_cast<int>(threadIdx.x / kHalf), halves = static_cast<int>(blockDim.x / kHalf);
@@ -148,17 +148,17 @@ __global__ void __launch_bounds__(kThreads) rows_side(ACDC_CONSTANT(Build) b) {
   for (int64_t i = blockIdx.x; i < cells; i += gridDim.x) {
     const Cell c = row_cell(x, i);
     const int rows = static_cast<int>(c.bottom - c.top), groups = rows / kGroup;
-    clear(sorted);
+    RowSort<kLanes> sorted(shared, groups, x.block_cols);
     for (int base = 0; base < groups; base += halves) {
       const int group = base + mine;
       const int64_t begin = (c.top + group * kGroup) * x.cols;
       int count = group < groups ? __popc(b.mask.at(begin + c.left + 32 * word, begin + c.right)) : 0;
       for (int d = kHalf / 2; d; d /= 2) count += __shfl_xor_sync(kAllLanes, count, d, kHalf);
-      if (group < groups && word == 0) set_count(sorted, group, count);
+      if (group < groups && word == 0) sorted.set_count(group, count);
     }
-    sort_rows(sorted, groups);
+    sorted.sort();
     const int64_t panel = i / blocks, bundles = ceil_div(rows, 4), start = x.starts[i] / kGroup;
-    write_bundles<kLanes>(sorted, groups, x.panel_rows, x.bundles + panel * (x.panel_rows / 4) * blocks + (i - panel * blocks) * bundles);
+    sorted.write(x.panel_rows, x.bundles + panel * (x.panel_rows / 4) * blocks + (i - panel * blocks) * bundles);
     for (int base = 0; base < rows; base += halves) {
       const int row = base + mine;
       const int64_t begin = (c.top + row) * x.cols;
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(kThreads) rows_side(ACDC_CONSTANT(Build) b) {
       const int n = __popc(left);
       int t = sum_up_to(n, kHalf) - n;
       if (!left) continue;
-      const Cursor cursor = cursor_of<kLanes>(sorted, groups, row / kGroup);
+      const Cursor cursor = sorted.cursor_of(row / kGroup);
       for (int64_t k = b.kept_before(begin + c.left) + t; left; left &= left - 1, ++k, ++t) {
         const int64_t entry = start + cursor.entry(t), place = kGroup * entry + row % kGroup;
         if (k >= x.kept || place >= x.kept) break;  // another number of kept elements, or groups that differ
@@ -188,7 +188,7 @@ struct Square {
 template <int kGroup>
 __global__ void __launch_bounds__(kThreads) columns_side(ACDC_CONSTANT(Build) b) {
   using Squares = Square[kThreads / 32];
-  ACDC_SHARED(Sorted, sorted);
+  ACDC_SHARED(SortedRows, shared);
   ACDC_SHARED(Squares, squares);
   const BundleIndex& x = b.index;
   const int lane = static_cast<int>(threadIdx.x & 31), warp = static_cast<int>(threadIdx.x / 32), warps = static_cast<int>(blockDim.x / 32);
@@ -203,17 +203,17 @@ __global__ void __launch_bounds__(kThreads) columns_side(ACDC_CONSTANT(Build) b)
       return row + (first + lane < groups ? c.left + column : c.right);
     };
     const auto end_of = [&](int first) { return (c.top + (first + lane) * kGroup) * x.cols + c.right; };
-    clear(sorted);
+    RowSort<4> sorted(shared, columns, x.t_block_cols / kGroup);
     for (int column = 32 * warp; column < columns; column += 32 * warps) {
       int count = 0;
       for (int first = 0; first < groups; first += 32) count += __popc(transpose(b.mask.at(begin_of(first, column), end_of(first))));
-      if (column + lane < columns) set_count(sorted, column + lane, count);
+      if (column + lane < columns) sorted.set_count(column + lane, count);
     }
-    sort_rows(sorted, columns);
+    sorted.sort();
     const int64_t panel = i / blocks, bundles = ceil_div(columns, 4), start = x.t_starts[i];
-    write_bundles<4>(sorted, columns, x.t_panel_rows, x.t_bundles + panel * (x.t_panel_rows / 4) * blocks + (i - panel * blocks) * bundles);
+    sorted.write(x.t_panel_rows, x.t_bundles + panel * (x.t_panel_rows / 4) * blocks + (i - panel * blocks) * bundles);
     for (int column = 32 * warp; column < columns; column += 32 * warps) {
-      const Cursor cursor = column + lane < columns ? cursor_of<4>(sorted, columns, column + lane) : Cursor{};
+      const Cursor cursor = column + lane < columns ? sorted.cursor_of(column + lane) : Cursor{};
       for (int first = 0, t = 0; first < groups; first += 32) {
         const int64_t begin = begin_of(first, column);
         square.word[lane] = b.mask.at(begin, end_of(first));
