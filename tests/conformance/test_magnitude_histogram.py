@@ -14,9 +14,10 @@ SMALL = tuple(s for s in weight_cases.SHAPES if s not in LARGE)
 KEY_BITS = {d: d.itemsize * 8 - 1 for d in FLOAT_DTYPES}
 
 
-def check(weights, windows):
+def check(weights, windows, where=None):
     for (width, shift), rows in itertools.product(windows, {1, len(weights)}):
-        for name, base in cases.bases(weights, rows, width).items():
+        bases = cases.bases(weights, rows, width)
+        for name, base in {name: bases[name] for name in where or bases}.items():
             got = magnitude_histogram(weights, base, width, shift)
             want = reference.magnitude_histogram(weights, base, width, shift)
             assert got.shape == (rows, 2 ** (width - shift) + 1)
@@ -34,7 +35,7 @@ def test_values_and_shapes(shapes, values, dtype):
 @pytest.mark.parametrize("values", ["normal", "mostly_zero", "constant", "non_finite"])
 @pytest.mark.parametrize("shapes", LARGE)
 def test_many_chunks(shapes, values, dtype, threads):
-    check(weight_cases.weights(shapes, values, dtype), cases.windows(dtype))
+    check(weight_cases.weights(shapes, values, dtype), cases.windows(dtype), ("from zero", "around a key"))
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
@@ -50,12 +51,12 @@ def test_every_width(at_once, dtype):
     ("shapes", "dtype"), [*itertools.product(("convolutions", "awkward"), FLOAT_DTYPES), ("bracketed", torch.float32)]
 )
 def test_layouts(shapes, dtype, layout, threads):
-    for values in ("normal", "non_finite"):
-        check(weight_cases.weights(shapes, values, dtype, layout), cases.windows(dtype)[:2])
+    weights = weight_cases.weights(shapes, "non_finite", dtype, layout)
+    check(weights, cases.windows(dtype)[:2], ("around a key", "at a key"))
 
 
 def test_many_small_weights_of_a_row_each(threads):
-    weights = [torch.randn(n % 40, generator=torch.Generator().manual_seed(n)) for n in range(3000)]
+    weights = [torch.randn(n % 40, generator=torch.Generator().manual_seed(n)) for n in range(700)]
     check(weights, [(31, 30), (0, 0)])
 
 
