@@ -8,7 +8,7 @@ TESTS = Path(__file__).parents[1]
 # File -> the tests of it that run here (pytest's -k); all where nothing is said.
 FILES = {
     "mask_bits": "",
-    "magnitude_histogram": "",
+    "magnitude_histogram": "not bracketed or normal or transposed",
 }
 ORDERS = {"ascending": 0, "descending": 1, "shuffled": 7}
 
