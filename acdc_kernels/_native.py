@@ -1,7 +1,7 @@
 """The compiled libraries: loads them once, and says why they are missing when they are.
 
-``_ops`` registers the CPU kernels, and the CUDA kernels where they were built, with torch's dispatcher; ``_C`` (pybind11,
-free of torch) tells build facts and CPU features.
+``_ops`` registers the CPU kernels, and the CUDA kernels where they were built, with torch's dispatcher; ``_C``
+(pybind11, free of torch) tells build facts and CPU features.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ Of each kernel, as nvcc {nvcc} reports it for compute capability {cards}: regist
 constant memory (arguments included; newer architectures don't tell). No kernel spills registers or has a stack frame, which a test holds.
 `python tests/native/cuda_resources.py` writes this page.
 
-| kernel | registers | shared | constant |
-|---|---:|---:|---:|
+| file | kernel | registers | shared | constant |
+|---|---|---:|---:|---:|
 """
 
 
@@ -36,35 +36,36 @@ class Kernel(NamedTuple):
     spills: int
 
 
+Kernels = dict[tuple[str, str], dict[str, Kernel]]  # (file, kernel) -> architecture -> what it takes
+
+
 def sources() -> list[str]:
     """The kernels' files without suffix, as CMakeLists.txt lists them."""
     found = re.search(r"set\(ACDC_CUDA_KERNELS ([^)]*)\)", (ROOT / "CMakeLists.txt").read_text(encoding="utf-8"))
     return found[1].split()
 
 
-def demangled(names: list[str]) -> list[str]:
-    out = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout
-    return out.splitlines()
+def readable(mangled: list[str]) -> list[tuple[str, str]]:
+    """Of each name: the file it is in, or "common"; itself without namespaces, return type and parameters."""
+    done = subprocess.run(["c++filt"], input="\n".join(mangled), capture_output=True, text=True, check=True)
+    files = [re.search(r"_GLOBAL__N__[0-9a-f]+_\d+_(\w+?)_cu_[0-9a-f]+", name) for name in mangled]
+    names = done.stdout.splitlines()
+    return [(file[1] if file else "common", short(name)) for file, name in zip(files, names, strict=True)]
 
 
 def short(name: str) -> str:
-    """Without namespaces, return type and parameters."""
-    name = name.replace("(anonymous namespace)::", "")
-    name = re.sub(r"(acdc|_GLOBAL__N__\w+|_INTERNAL_\w+)::", "", name)
-    depth, end = 0, len(name)
+    name = re.sub(r"acdc::|\(anonymous namespace\)::", "", name).removeprefix("void ")
+    name = re.sub(r"\(\w[\w ]*\)(?=[\w-])", "", name)  # (int)3
+    depth = 0
     for end, letter in enumerate(name):
         depth += (letter == "<") - (letter == ">")
         if letter == "(" and depth == 0:
-            break
-    else:
-        end = len(name)
-    name = name[:end].removeprefix("void ")
-    name = re.sub(r"\((?:bool|int|unsigned int|long|unsigned char|\w+)\)(?=[\w-])", "", name)
-    return name.replace("unsigned ", "u")
+            return name[:end]
+    return name
 
 
-def parse(output: str) -> dict[str, dict[str, Kernel]]:
-    """ptxas's report -> kernel -> architecture -> what it takes."""
+def parse(output: str) -> Kernels:
+    """ptxas's report, read."""
     pattern = re.compile(
         r"Compiling entry function '(?P<name>\w+)' for '(?P<card>\w+)'\n"
         r"(?:.*\n)*?\s*(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads\n"
@@ -73,8 +74,8 @@ def parse(output: str) -> dict[str, dict[str, Kernel]]:
     found = list(pattern.finditer(output))
     if len(found) != output.count("Compiling entry function"):
         raise ValueError("ptxas's report has changed its form")
-    names = [short(name) for name in demangled([match["name"] for match in found])]
-    kernels: dict[str, dict[str, Kernel]] = {}
+    names = readable([match["name"] for match in found])
+    kernels: Kernels = {}
     for name, match in zip(names, found, strict=True):
 
         def amount(pattern: str, rest: str = match["rest"]) -> int | None:
@@ -91,10 +92,12 @@ def parse(output: str) -> dict[str, dict[str, Kernel]]:
     return kernels
 
 
-def problems(kernels: dict[str, dict[str, Kernel]]) -> list[str]:
-    """The kernels that spill, have a stack frame, or weren't compiled for all architectures."""
-    found = []
-    for name, cards in sorted(kernels.items()):
+def problems(kernels: Kernels) -> list[str]:
+    """The files without kernels; the kernels that spill, have a stack frame, or weren't compiled for all architectures."""
+    files = {file for file, _ in kernels}
+    found = [f"{name}.cu: no kernel in the report" for name in sources() if name.rpartition("/")[2] not in files]
+    for (file, kernel_name), cards in sorted(kernels.items()):
+        name = f"{kernel_name} in {file}"
         found += [f"{name}: not compiled for {card}" for card in ARCHITECTURES if card not in cards]
         for card, kernel in cards.items():
             if kernel.stack or kernel.spills:
@@ -102,16 +105,16 @@ def problems(kernels: dict[str, dict[str, Kernel]]) -> list[str]:
     return found
 
 
-def page(kernels: dict[str, dict[str, Kernel]], nvcc: str) -> str:
+def page(kernels: Kernels, nvcc: str) -> str:
     def cell(values: list[int | None]) -> str:
         values = ["-" if value is None else value for value in values]
         return str(values[0]) if len(set(values)) == 1 else " / ".join(map(str, values))
 
     rows = []
-    for name, cards in sorted(kernels.items()):
+    for (file, name), cards in sorted(kernels.items()):
         each = [cards[card] for card in ARCHITECTURES]
         columns = [cell([getattr(kernel, field) for kernel in each]) for field in ("registers", "shared", "constant")]
-        rows.append(f"| `{name}` | {' | '.join(columns)} |\n")
+        rows.append(f"| {file} | `{name}` | {' | '.join(columns)} |\n")
     return HEAD.format(nvcc=nvcc, cards=" / ".join(ARCHITECTURES.values())) + "".join(rows)
 
 
