@@ -215,9 +215,8 @@ def table(group: Sequence[Row]) -> str:
     lines = [head, ours + _memory(first, "ours")]
     for row in group:
         line = f"  {row['peer']:<36}{row['peer_ms']:>10.4g} ms{row['speedup']:>9.2f}x"
-        lines.append(
-            f"{line}  ±{row['peer_spread']:.1%}  clean {row['peer_clean']}{_graph(row, 'peer')}{_memory(row, 'peer')}"
-        )
+        line += f"  ±{row['peer_spread']:.1%}  clean {row['peer_clean']}"
+        lines.append(line + _graph(row, "peer") + _memory(row, "peer"))
     return "\n".join(lines)
 
 

@@ -68,7 +68,7 @@ SMI = {  # what nvidia-smi calls it -> key
 
 
 def smi(gpu: str) -> dict[str, Any]:
-    """Driver, clocks of this moment and limits of the GPU that nvidia-smi knows by `gpu`; what it doesn't tell lacks."""
+    """Driver, clocks of this moment and limits of a GPU, as far as nvidia-smi tells. `gpu` is its name there."""
     command = ["nvidia-smi", f"--id={gpu}", f"--query-gpu={','.join(SMI)}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)

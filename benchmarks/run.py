@@ -159,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("op", choices=OPS)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument(
-        "--threads", type=int, action="append", metavar="N", help="may be repeated; default 1 and 2; cpu alone"
+        "--threads", type=int, action="append", metavar="N", help="of the CPU; may be repeated; default 1 and 2"
     )
     parser.add_argument("--quick", action="store_true", help="the headline cases alone, few repetitions")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here as they come")

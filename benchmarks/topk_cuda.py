@@ -89,21 +89,28 @@ def budgets(case: Case) -> list[int]:
     return [] if keep is None else [keep] if isinstance(keep, int) else keep
 
 
+def _extra_memory(gpu: Gpu, name: str, peer: Callable[[], object], weights: list[Tensor]) -> tuple[int, float] | None:
+    """None, once it is said, where the device has less than the peer needs."""
+    try:
+        return cuda_timing.extra_memory(gpu, peer, weights)
+    except torch.OutOfMemoryError as error:
+        print(f"bench topk: {name} is left out: {error}", file=sys.stderr)
+        return None
+
+
 def measure(case: Case, gpu: Gpu, limit: Ceiling, budget: Budget, backend: str) -> Iterator[list[Row]]:
     """The rows of one case, all in one list."""
     let_go()
     weights = case.model.weights(case.dtype, gpu.device)
-    keep, calls, extra = case.keep(), peers(case, weights), {}
-    calls = {"ours": lambda: topk_mask(weights, keep, case.pattern), **calls}
-    for name in list(calls):  # before anything else has run, for what a first call keeps
-        try:
-            extra[name] = cuda_timing.extra_memory(gpu, calls[name], weights)
-        except torch.OutOfMemoryError as error:
-            if name == "ours":
-                raise
-            del calls[name]
-            print(f"bench topk: {case.name} is timed without {name}: {error}", file=sys.stderr)
+    keep = case.keep()
+    calls = {"ours": lambda: topk_mask(weights, keep, case.pattern), **peers(case, weights)}
+    extra = {"ours": cuda_timing.extra_memory(gpu, calls["ours"], weights)}  # the first call: with what it keeps
     check(case, weights)
+    for name in list(calls)[1:]:
+        if (needs := _extra_memory(gpu, name, calls[name], weights)) is None:
+            del calls[name]
+        else:
+            extra[name] = needs
     not_captured = {name: TOO_LONG for name in calls if name != "ours"}
     if backend == "reference":
         not_captured["ours"] = not_captured[topk.OURS_AGAIN] = "the plain torch reference waits for the device"
