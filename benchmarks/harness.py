@@ -232,7 +232,7 @@ def _memory(row: Row, who: str) -> str:
 
 def _graph(row: Row, who: str) -> str:
     if row.get(f"{who}_graph_ms") is None:
-        return ""
+        return "  no graph" if f"{who}_not_captured" in row else ""
     text = f"  graph {row[f'{who}_graph_ms']:.4g} ms"
     return f"{text} {row['graph_speedup']:.2f}x" if who == "peer" and "graph_speedup" in row else text
 

@@ -128,11 +128,17 @@ def test_a_capture_that_fails_is_told_and_the_call_timed_eagerly(device):
 
 
 def test_table_of_a_gpu_tells_graphs_and_no_threads(device):
-    calls = {"ours": device.contender("ours", 8.0), "peer": device.contender("peer", 12.0)}
-    head, ours, peer = harness.table(compared(device, calls, capture=device.capture_half)).splitlines()
+    calls = {
+        "ours": device.contender("ours", 8.0),
+        "peer": device.contender("peer", 12.0),
+        "long": device.contender("long", 16.0),
+    }
+    made = compared(device, calls, {"long": "too long"}, capture=device.capture_half)
+    head, ours, peer, long = harness.table(made).splitlines()
     assert head == "topk  tiny/global  90% unstructured  float32  cuda"
     assert ours.endswith("  graph 4 ms  2 GB/s, 0% of a copy's")
     assert peer.endswith("  graph 6 ms 1.50x")
+    assert long.endswith("  no graph")
 
 
 def test_extra_memory_is_the_peak_less_the_outputs(device):
