@@ -17,7 +17,7 @@ FILES = {
 FEWER = {
     "values": "(half or ragged or layouts or weights_to_the_bit or are_the_weights) and not 514 and not 102 and not float64",
 }
-ORDERS = {"ascending": 0, "descending": 1, "shuffled": 7}
+ORDERS = {"ascending": 0, "descending": 1, "shuffled": 7, "a warp ahead": 8}
 
 
 @pytest.mark.parametrize("order", ORDERS)
