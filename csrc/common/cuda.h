@@ -6,6 +6,9 @@
 
 #ifdef ACDC_CUDA_EMULATED
 #include "tests/emulator/cuda_emulator.h"
+// Before a loop: unrolled whole, so that arrays stay in registers; or not at all.
+#define ACDC_UNROLLED
+#define ACDC_ROLLED
 #else
 #include <cuda_runtime.h>
 
@@ -15,6 +18,8 @@
 #define ACDC_SHARED(Type, name) __shared__ Type name
 // The type of a large parameter of a kernel, which is read in place, from constant memory.
 #define ACDC_CONSTANT(...) const __grid_constant__ __VA_ARGS__
+#define ACDC_UNROLLED _Pragma("unroll")
+#define ACDC_ROLLED _Pragma("unroll 1")
 
 namespace acdc {
 
@@ -56,6 +61,16 @@ struct alignas(16) Bytes16 {
 __host__ __device__ inline bool is_aligned16(const void* p) { return (reinterpret_cast<uintptr_t>(p) & 15) == 0; }
 
 #if defined(__CUDACC__) || defined(ACDC_CUDA_EMULATED)  // bindings include this file too
+
+// Sixteen bytes of global memory that nobody writes while the kernel runs.
+__device__ inline Bytes16 load16(const Bytes16* p) {
+#ifdef __CUDACC__
+  const uint4 v = __ldg(reinterpret_cast<const uint4*>(p));
+  return {{v.x, v.y, v.z, v.w}};
+#else
+  return *p;
+#endif
+}
 
 // Sets `bits` in the aligned word of a mask that holds bit `at`; others may set bits of the same word. Masks start on a multiple of 4
 // bytes, and their memory is a multiple of 4 bytes long, as device allocations are.
