@@ -78,8 +78,8 @@ def masked_adamw_(
         lr: a number, or a tensor of one element on the CPU or the parameters' device, read by the kernel.
         grad_scale: what the gradients were multiplied by, a tensor of one element; None: 1.
         found_inf: a tensor of one element; where it is not zero, nothing changes at all, ``steps`` included.
-        zeros_kept: for each parameter whether it and its state are +0.0 already wherever its mask is 0, which the caller
-            vouches for: a GPU then neither reads nor writes them there. Empty: for none.
+        zeros_kept: for each parameter whether the caller vouches that it and its state are +0.0 wherever its mask is 0:
+            where a GPU can tell from the mask alone, it then neither reads nor writes them. Empty: for none.
 
     Raises:
         TypeError, ValueError: lists of different lengths, shapes or dtypes that differ, mixed devices, a mask of the
