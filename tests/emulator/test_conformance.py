@@ -8,6 +8,8 @@ TESTS = Path(__file__).parents[1]
 # File -> the tests of it that run here (pytest's -k); all where nothing is said.
 FILES = {
     "mask_bits": "",
+    "masked_sgd": "not 2-threads",
+    "masked_adamw": "not 2-threads",
 }
 ORDERS = {"ascending": 0, "descending": 1, "shuffled": 7}
 
