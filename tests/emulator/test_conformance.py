@@ -27,7 +27,11 @@ ORDERS = {"ascending": 0, "descending": 1, "shuffled": 7, "a warp ahead": 8}
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("name", FILES)
 def test_conformance(name, order, run_emulated):
-    chosen = FILES[name] if order == "ascending" else f"({FILES[name] or 'test'}) and not threads and ({FEWER.get(name, 'test')})"
+    chosen = (
+        FILES[name]
+        if order == "ascending"
+        else f"({FILES[name] or 'test'}) and not threads and ({FEWER.get(name, 'test')})"
+    )
     command = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-c", TESTS.parent / "pyproject.toml"]
     command.append(TESTS / "conformance" / f"test_{name}.py")
     out = run_emulated(*command, *(["-k", chosen] if chosen else []), order=ORDERS[order])
