@@ -8,6 +8,8 @@ TESTS = Path(__file__).parents[1]
 # File -> the tests of it that run here (pytest's -k); all where nothing is said.
 FILES = {
     "mask_bits": "",
+    "masked_sgd": "not 2-threads",
+    "masked_adamw": "not 2-threads",
     "topk_mask": "not 2-threads",
     "magnitude_histogram": "not bracketed or normal or transposed",
     # What only a kernel that waits can raise for; test_values.py beside this has what these do instead.
@@ -16,6 +18,8 @@ FILES = {
 }
 # Of those that take long, what runs in the other orders.
 FEWER = {
+    "masked_sgd": "layouts or kept or many or axes",
+    "masked_adamw": "layouts or kept or many",
     "values": "(half or ragged or layouts or are_the_weights) and not (514 or 1025 or 1026 or 1028 or float64)",
 }
 ORDERS = {"ascending": 0, "descending": 1, "shuffled": 7, "a warp ahead": 8}
