@@ -6,6 +6,9 @@
 
 #ifdef ACDC_CUDA_EMULATED
 #include "tests/emulator/cuda_emulator.h"
+// Before a loop: unrolled whole, so that arrays stay in registers; or not at all.
+#define ACDC_UNROLLED
+#define ACDC_ROLLED
 #else
 #include <cuda_runtime.h>
 
@@ -15,6 +18,8 @@
 #define ACDC_SHARED(Type, name) __shared__ Type name
 // The type of a large parameter of a kernel, which is read in place, from constant memory.
 #define ACDC_CONSTANT(...) const __grid_constant__ __VA_ARGS__
+#define ACDC_UNROLLED _Pragma("unroll")
+#define ACDC_ROLLED _Pragma("unroll 1")
 
 namespace acdc {
 

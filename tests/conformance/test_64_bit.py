@@ -5,7 +5,7 @@ import torch
 
 import acdc_kernels as acdc
 from acdc_kernels import topk_mask
-from acdc_kernels.ops import build_topology, masked_sgd_
+from acdc_kernels.ops import build_topology, magnitude_histogram, masked_sgd_
 
 pytestmark = pytest.mark.slow
 N = 2**31 + 1001
@@ -32,6 +32,15 @@ def test_topk_over_several_tensors_past_32_bits():
     assert int(masks[0][0]) == 1
     assert not masks[0][1:].any()
     assert bool((masks[1][:-1] == 255).all())
+
+
+def test_histograms_count_past_32_bits():
+    weights = [torch.full((1,), value, dtype=torch.bfloat16).expand(N) for value in (1.0, 3.0)]
+    counts = magnitude_histogram(weights, torch.tensor([0x3F80]), 5, 5)
+    assert counts.tolist() == [[N, N]]
+    each = magnitude_histogram(weights, torch.tensor([0, 0]), 15, 8)
+    assert each.nonzero().tolist() == [[0, 0x3F], [1, 0x40]]
+    assert each.sum(1).tolist() == [N, N]
 
 
 def test_sgd_reaches_past_32_bits():

@@ -5,7 +5,7 @@ import torch
 
 import acdc_kernels as acdc
 from acdc_kernels import pack_mask, topk_mask, unpack_mask
-from acdc_kernels.ops import apply_mask_, masked_adamw_, masked_sgd_, roofline
+from acdc_kernels.ops import apply_mask_, magnitude_histogram, masked_adamw_, masked_sgd_, roofline
 
 assert roofline.roofline_read  # importing the room registers its ops
 OPS = torch.ops.acdc_kernels
@@ -68,6 +68,11 @@ CALLS = {
         ([torch.randn(4, 8).to(d)], [], "2:4-transposable"),
     ),
     "topk_mask, blocks": lambda d: (OPS.topk_mask.default, ([torch.randn(8, 3).to(d)], [8], "block:4x1")),
+    "magnitude_histogram": lambda d: (OPS.magnitude_histogram.default, (tensors(d), torch.tensor([0]), 15, 3)),
+    "magnitude_histogram, a row each": lambda d: (
+        OPS.magnitude_histogram.default,
+        (tensors(d), torch.tensor([0, 16000]), 0, 0),
+    ),
     "pack_mask": lambda d: (OPS.pack_mask.default, (torch.rand(7, 5) < 0.5,)),
     "unpack_mask": lambda d: (OPS.unpack_mask.default, (bits()[0], [7, 5])),
     "apply_mask_": lambda d: (OPS.apply_mask_.default, (tensors(d), bits())),
@@ -142,7 +147,8 @@ def flip_and_step(params, grads, buffers):
     masked_sgd_(params, grads, buffers, masks, lr=0.1, momentum=0.9)
     squares, counts = [b.square() for b in buffers], [torch.ones(()) for _ in params]
     masked_adamw_(params, grads, buffers, squares, [], counts, masks, lr=torch.tensor(0.1))
-    return [pack_mask(unpack_mask(m, p.shape)) for m, p in zip(masks, params, strict=True)]
+    counts = magnitude_histogram(params, torch.tensor([0]), 31, 19)
+    return [*(pack_mask(unpack_mask(m, p.shape)) for m, p in zip(masks, params, strict=True)), counts]
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])

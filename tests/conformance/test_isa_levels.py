@@ -29,6 +29,7 @@ def test_conformance_at(level):
         str(HERE / f"test_{name}.py")
         for name in (
             "topk_mask",
+            "magnitude_histogram",
             "topk_patterns",
             "masked_sgd",
             "masked_adamw",

@@ -164,6 +164,20 @@ def test_layouts_give_the_contiguous_bits(pattern, layout, dtype, threads):
     assert same_bits(acdc.decompress(values, topology), broadcast.contiguous())
 
 
+@pytest.mark.parametrize("start", [1, 2, 3, 7])
+@pytest.mark.parametrize("pattern", bundles.FORMATS)
+def test_a_mask_may_start_at_any_byte(pattern, start):
+    mask = cases.mask((20, 213), "half", pattern)
+    aligned = acdc.pack_mask(mask)
+    bits = torch.cat((torch.full((start,), 255, dtype=torch.uint8), aligned))[start:]
+    weight = torch.randn(20, 213)
+    values, topology = acdc.compress(weight, bits, pattern)
+    want, index = acdc.compress(weight, aligned, pattern)
+    assert same_bits(values, want)
+    assert all(map(torch.equal, topology.index, index.index))
+    assert same_bits(acdc.decompress(values, topology), weight.masked_fill(~mask, 0.0))
+
+
 @pytest.mark.parametrize("pattern", bundles.FORMATS)
 def test_gather_and_scatter_are_each_others_gradient(pattern):
     mask = cases.mask((12, 9), "half", pattern)

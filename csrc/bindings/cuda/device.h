@@ -44,6 +44,9 @@ struct OnDevice {
 #endif
 
 inline void check_launch(cudaError_t error, const char* op) {
+#ifndef ACDC_CUDA_EMULATED
+  STD_TORCH_CHECK(error != cudaErrorNoKernelImageForDevice, op, ": the CUDA kernels were not built for this card: acdc-kernels info says for which");
+#endif
   STD_TORCH_CHECK(error == cudaSuccess, op, ": a CUDA kernel could not be launched: ", cudaGetErrorString(error));
 }
 
