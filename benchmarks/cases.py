@@ -63,6 +63,9 @@ MODELS = {
     )
 }
 TINY, SMALL, RESNET50, LARGE = MODELS.values()
+# Well beyond the L2 cache of a GPU, in few launches' worth of tensors: 2.0e8 and 1.0e9 weights.
+BEYOND_L2 = Model("transformer-200m", _transformer(layers=16, width=1024))
+BILLION = Model("transformer-1b", _transformer(layers=20, width=2048))
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Case:
     sparsity: float
     scope: str = "global"
     pattern: str = "unstructured"
+    dtype: torch.dtype = torch.float32  # another one on GPUs alone
 
     @property
     def name(self) -> str:

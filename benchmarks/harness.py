@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import json
 import platform
@@ -125,16 +126,19 @@ def interleave(
     sample_seconds: float = 0.002,
     clock: Callable[[], float] = time.perf_counter,
     switches: Callable[[], int] = involuntary_switches,
+    timed: Callable[[Callable[[], object], int], float] | None = None,
     seed: int = 0,
 ) -> dict[Name, Timing]:
     """Times the contenders against each other and returns one `Timing` for each name.
 
     A contender faster than `sample_seconds` is called several times a sample. The same callable may be entered under
-    two names: their ratio then shows the noise. `clock` (seconds) and `switches` are there for tests.
+    two names: their ratio then shows the noise. `clock` (seconds) and `switches` are there for tests; `timed(call, n)`,
+    the seconds that each of n calls takes, for devices with a clock of their own.
     """
     if not contenders:
         raise ValueError("interleave: contenders must not be empty")
     budget = budget or Budget()
+    timed = timed or functools.partial(_timed, clock=clock)
     shuffle = random.Random(seed).shuffle
     seconds: dict[Name, list[float]] = {name: [] for name in contenders}
     clean: dict[Name, list[float]] = {name: [] for name in contenders}
@@ -145,14 +149,14 @@ def interleave(
         calls = {}
         for name, call in contenders.items():
             call()  # faults pages in, starts threads, fills caches
-            calls[name] = max(1, round(sample_seconds / max(_timed(call, 1, clock), 1e-7)))
+            calls[name] = max(1, round(sample_seconds / max(timed(call, 1), 1e-7)))
         start = clock()
         for round_ in range(budget.rounds):
             order = list(contenders)
             shuffle(order)
             for name in order:
                 before = switches()
-                sample = _timed(contenders[name], calls[name], clock)
+                sample = timed(contenders[name], calls[name])
                 seconds[name].append(sample)
                 if switches() == before:
                     clean[name].append(sample)
@@ -195,18 +199,24 @@ def _round(value: float) -> float:
 
 
 def table(group: Sequence[Row]) -> str:
-    """The rows of one case at one thread count as text."""
+    """The rows of one case at one thread count, or on a device that has none to choose, as text."""
     first = group[0]
     head = f"{first['op']}  {first['case']}  {first['sparsity']:.0%} {first['pattern']}  {first['dtype']}  "
-    head += f"{first['threads']} thread{'s' if first['threads'] > 1 else ''}  {first['device']}"
+    if first["device"] == "cpu":
+        head += f"{first['threads']} thread{'s' if first['threads'] > 1 else ''}  "
+    head += first["device"]
     ours = f"  {'ours (' + first.get('backend', '?') + ')':<36}{first['ours_ms']:>10.4g} ms{'':10}"
     ours += f"  ±{first['ours_spread']:.1%}  clean {first['ours_clean']}"
     if "of_roofline" in first:
         ours += f"  {first['of_roofline']:.2f}x of the roofline's time"
+    ours += _graph(first, "ours")
+    if "of_copy" in first:
+        ours += f"  {first['ours_gb_per_s']:.4g} GB/s, {first['of_copy']:.0%} of a copy's"
     lines = [head, ours + _memory(first, "ours")]
     for row in group:
         line = f"  {row['peer']:<36}{row['peer_ms']:>10.4g} ms{row['speedup']:>9.2f}x"
-        lines.append(f"{line}  ±{row['peer_spread']:.1%}  clean {row['peer_clean']}{_memory(row, 'peer')}")
+        line += f"  ±{row['peer_spread']:.1%}  clean {row['peer_clean']}"
+        lines.append(line + _graph(row, "peer") + _memory(row, "peer"))
     return "\n".join(lines)
 
 
@@ -218,6 +228,13 @@ def disturbed(all_rows: Sequence[Row]) -> bool:
 def _memory(row: Row, who: str) -> str:
     percent = row.get(f"{who}_extra_percent")
     return "" if percent is None else f"  extra memory {percent:.2f}% of the weights"
+
+
+def _graph(row: Row, who: str) -> str:
+    if row.get(f"{who}_graph_ms") is None:
+        return "  no graph" if f"{who}_not_captured" in row else ""
+    text = f"  graph {row[f'{who}_graph_ms']:.4g} ms"
+    return f"{text} {row['graph_speedup']:.2f}x" if who == "peer" and "graph_speedup" in row else text
 
 
 def write_json(

@@ -110,7 +110,8 @@ def _tensors(value: object) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _output_bytes(value: object) -> int:
+def output_bytes(value: object) -> int:
+    """Bytes of every tensor or array in `value`."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(value)}
     return sum(storages.values()) or int(getattr(value, "nbytes", 0))
 
@@ -130,7 +131,7 @@ def _child(task: str) -> None:
     resident, mapped = _status("VmHWM"), _status("VmPeak")
     result = call()
     grown, reserved = _status("VmHWM") - resident, _status("VmPeak") - mapped
-    outputs = _output_bytes(result)
+    outputs = output_bytes(result)
     del held
     extra = Extra(
         touched=max(0, grown - outputs),

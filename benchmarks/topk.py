@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ ROOFLINE = "read every weight once"
 OURS_AGAIN = "ours, entered twice (noise)"
 
 Contenders = dict[str, Callable[[], object]]
+Peer = Callable[[Sequence[Tensor], int], object]
 
 
 def _flat_magnitudes(weights: Sequence[Tensor]) -> Tensor:
@@ -62,7 +63,7 @@ def numpy_partition(weights: Sequence[Tensor], keep: int) -> object:
     return np.partition(flat, flat.size - keep)
 
 
-PEERS: dict[str, Callable[[Sequence[Tensor], int], object]] = {
+PEERS: dict[str, Peer] = {
     "torch cat+topk": torch_topk,
     "torch cat+kthvalue": torch_kthvalue,
     "torch cat+kthvalue+masks": torch_kthvalue_masks,
@@ -76,12 +77,15 @@ def contenders(case: Case, weights: list[Tensor]) -> Contenders:
     calls: Contenders = {"ours": lambda: topk_mask(weights, keep, case.pattern)}
     if case.pattern != "unstructured":
         return calls | topk_peers.peers(case.pattern, weights, keep)
-    for name, peer in PEERS.items():
-        if isinstance(keep, int):
-            calls[name] = lambda peer=peer, keep=keep: peer(weights, keep)
-        else:
-            calls[name] = lambda peer=peer, keep=keep: [peer([w], k) for w, k in zip(weights, keep, strict=True)]
-    return calls
+    return calls | by_scope(PEERS, weights, keep)
+
+
+def by_scope(peers: Mapping[str, Peer], weights: list[Tensor], keep: int | list[int] | None) -> Contenders:
+    """Name -> call, of all weights together or layer by layer."""
+    if isinstance(keep, int):
+        return {name: lambda peer=peer: peer(weights, keep) for name, peer in peers.items()}
+    budgets = list(zip(weights, keep or [], strict=True))
+    return {name: lambda peer=peer: [peer([w], k) for w, k in budgets] for name, peer in peers.items()}
 
 
 def check(case: Case, weights: list[Tensor]) -> None:

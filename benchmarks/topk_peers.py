@@ -29,13 +29,14 @@ def n_of_m(weights: Sequence[Tensor], n: int, m: int) -> list[Tensor]:
 
 
 @functools.cache
-def _masks_of_a_tile() -> Tensor:
-    return torch.tensor([[float(c in row) for row in rows for c in range(4)] for rows in transposable_masks()])
+def _masks_of_a_tile(device: torch.device) -> Tensor:
+    every = [[float(c in row) for row in rows for c in range(4)] for rows in transposable_masks()]
+    return torch.tensor(every, device=device)
 
 
 def transposable(weights: Sequence[Tensor]) -> list[Tensor]:
     """All 90 sums of every tile as one float32 matrix product, then argmax. A mask a tile."""
-    every, masks = _masks_of_a_tile(), []
+    every, masks = _masks_of_a_tile(weights[0].device), []
     for w in weights:
         o, i = w.shape[:2]
         tiles = w.abs().reshape(o // 4, 4, i // 4, 4, -1).permute(0, 2, 4, 1, 3).reshape(-1, 16)

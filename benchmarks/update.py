@@ -78,27 +78,43 @@ def names(case: Case, optimizer: str = "SGD") -> list[str]:
     return ["ours", *(f"torch {optimizer} {kind}{masks and f' + {masks} masks'}" for kind, masks in peers), ROOFLINE]
 
 
+def gradients(weights: Sequence[Tensor], seed: int) -> list[Tensor]:
+    generator = torch.Generator(weights[0].device).manual_seed(seed)
+    return [torch.empty_like(w).normal_(0.0, 1e-3, generator=generator) for w in weights]
+
+
+def masks(case: Case, weights: list[Tensor]) -> list[Tensor]:
+    """Bits; none at sparsity 0."""
+    return topk_mask(weights, case.keep()) if case.sparsity else []
+
+
 def contenders(case: Case, weights: list[Tensor], optimizer: str = "SGD") -> Contenders:
     """Name -> call, in the order of `names`."""
-    generator = torch.Generator().manual_seed(1)
-    grads = [torch.empty_like(w).normal_(0.0, 1e-3, generator=generator) for w in weights]
-    bits = topk_mask(weights, case.keep()) if case.sparsity else []
+    grads, bits = gradients(weights, seed=1), masks(case, weights)
+    calls = steps(case, weights, grads, bits, optimizer)
+    return calls | {ROOFLINE: _traffic(weights, grads, bits, STREAMS[optimizer])}
+
+
+def steps(
+    case: Case, weights: list[Tensor], grads: list[Tensor], bits: list[Tensor], optimizer: str, **fused_options: bool
+) -> Contenders:
+    """Name -> call, in the order of `names`, which ends with one more. `fused_options` are for torch's fused loop."""
     bools = [unpack_mask(b, w.shape) for b, w in zip(bits, weights, strict=False)]
     ours, params = _optimizer(_ours(optimizer), optimizer, weights, grads)
     ours.masks.update(dict(zip(params, bits, strict=False)))
     calls: list[Callable[[], object]] = [ours.step]
     made: dict[str, tuple[torch.optim.Optimizer, list[Parameter]]] = {}
-    for kind, masks in PEERS[optimizer]:
+    for kind, held_by in PEERS[optimizer]:
         if kind not in made:
-            made[kind] = _optimizer(getattr(torch.optim, optimizer), optimizer, weights, grads, **{kind: True})
-        if not masks:
+            options = {kind: True, **(fused_options if kind == "fused" else {})}
+            made[kind] = _optimizer(getattr(torch.optim, optimizer), optimizer, weights, grads, **options)
+        if not held_by:
             calls.append(made[kind][0].step)
-        elif bits and masks == "bool":
+        elif bits and held_by == "bool":
             calls.append(_with_bool_masks(*made[kind], bools))
         elif bits:
             calls.append(_with_float_masks(*made[kind], [mask.float() for mask in bools]))
-    calls.append(_traffic(weights, grads, bits, STREAMS[optimizer]))
-    return dict(zip(names(case, optimizer), calls, strict=True))
+    return dict(zip(names(case, optimizer)[:-1], calls, strict=True))
 
 
 def _traffic(weights: list[Tensor], grads: list[Tensor], bits: list[Tensor], streams: int) -> Callable[[], object]:
@@ -114,11 +130,9 @@ def _traffic(weights: list[Tensor], grads: list[Tensor], bits: list[Tensor], str
 
 def check(case: Case, weights: list[Tensor], optimizer: str = "SGD") -> None:
     """A wrong answer has no speed: after two steps kept weights are torch's to rounding, masked ones +0.0."""
-    generator = torch.Generator().manual_seed(2)
-    grads = [torch.empty_like(w).normal_(0.0, 1e-3, generator=generator) for w in weights]
+    grads, bits = gradients(weights, seed=2), masks(case, weights)
     ours, mine = _optimizer(_ours(optimizer), optimizer, weights, grads)
     theirs, peers = _optimizer(getattr(torch.optim, optimizer), optimizer, weights, grads, foreach=True)
-    bits = topk_mask(weights, case.keep()) if case.sparsity else []
     ours.masks.update(dict(zip(mine, bits, strict=False)))
     for _ in range(2):
         ours.step()

@@ -62,6 +62,16 @@ __host__ __device__ inline bool is_aligned16(const void* p) { return (reinterpre
 
 #if defined(__CUDACC__) || defined(ACDC_CUDA_EMULATED)  // bindings include this file too
 
+// Sixteen bytes of global memory that nobody writes while the kernel runs.
+__device__ inline Bytes16 load16(const Bytes16* p) {
+#ifdef __CUDACC__
+  const uint4 v = __ldg(reinterpret_cast<const uint4*>(p));
+  return {{v.x, v.y, v.z, v.w}};
+#else
+  return *p;
+#endif
+}
+
 // Sets `bits` in the aligned word of a mask that holds bit `at`; others may set bits of the same word. Masks start on a multiple of 4
 // bytes, and their memory is a multiple of 4 bytes long, as device allocations are.
 __device__ inline void set_bits(uint8_t* mask, int64_t at, uint32_t bits) {

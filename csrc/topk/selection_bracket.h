@@ -117,8 +117,8 @@ __device__ inline bool store_candidates(const SelectionTask<U>& task, const Stag
     const Candidate<U> c = stage.of[i];
     const int64_t to = static_cast<int64_t>(first) + i;
     task.keys[to] = c.key;
-    task.at_low[to] = static_cast<uint32_t>(c.at);
-    if (task.at_high != nullptr) task.at_high[to] = static_cast<uint8_t>(c.at >> 32);
+    task.at_low[to] = static_cast<uint32_t>(c.at & ((int64_t{1} << kLowBits) - 1));
+    if (task.at_high != nullptr) task.at_high[to] = static_cast<uint8_t>(c.at >> kLowBits);
     atomicAdd(&task.state->bins[0][(c.key - low) >> shift], Count{1});
   }
   __syncwarp();
@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(kSelectThreads) place(Source source, Selection
     const U key = task.keys[i];
     const int b = static_cast<int>((key - s.low) >> shift);
     if (b < bin.index) continue;
-    const int64_t at = task.at_low[i] | (task.at_high != nullptr ? static_cast<int64_t>(task.at_high[i]) << 32 : 0);
+    const int64_t at = task.at_low[i] | (task.at_high != nullptr ? static_cast<int64_t>(task.at_high[i]) << kLowBits : 0);
     if (b > bin.index) {
       set_item(source, at);
     } else {

@@ -43,15 +43,15 @@ struct SelectionRequest {
 };
 
 inline int64_t sample_size(int64_t numel) {
-  return std::clamp<int64_t>(numel / 64, 8192, numel < int64_t{1} << 30 ? int64_t{1} << 18 : int64_t{1} << 20) / kRun * kRun;
+  return std::clamp<int64_t>(numel / 48, 16384, numel < int64_t{1} << 30 ? int64_t{1} << 18 : int64_t{1} << 20) / kRun * kRun;
 }
 
 // Room for the bracket's candidates and, before them, its sample. A large model's bracket holds 0.55% of its weights at 90%, 0.9% at
-// 50%, with 8 bytes each for float32: some 1.1% and 1.8% of the bytes.
+// 50%, with 8 bytes each for float32: some 1.1% and 1.8% of the bytes. A smaller model's holds more, up to 3.5% of the smallest's.
 template <class U>
 int64_t candidate_room_bytes(int64_t numel) {
   if (sizeof(U) == 2 || numel < kBracketFrom) return 0;
-  const auto share = static_cast<int64_t>(0.0225 * static_cast<double>(numel) * sizeof(U)) + 32768;
+  const auto share = static_cast<int64_t>(0.0225 * static_cast<double>(numel) * sizeof(U)) + (int64_t{224} << 10);
   return std::max(share, sample_size(numel) * static_cast<int64_t>(sizeof(U))) / 16 * 16;
 }
 
@@ -82,7 +82,7 @@ cudaError_t select_largest(const Source& source, const SelectionRequest& r, cuda
   task.nan = rule_for<U>(r.dtype).nan;
   task.numel = r.numel, task.tiles = r.tiles, task.keep = r.keep;
   const bool some = r.keep > 0 && r.keep < r.numel;
-  const bool bracket = some && r.bracket && sizeof(U) > 2 && r.numel >= kBracketFrom && r.room_bytes >= 65536;
+  const bool bracket = some && r.bracket && sizeof(U) > 2 && r.numel >= kBracketFrom && r.room_bytes >= 32768;
   auto clear_state = clear<U>;
   cudaError_t error = ACDC_LAUNCH(clear_state, grid_for(2 * kBins / kSelectThreads, 1), kSelectThreads, stream, task.state,
                                   bracket ? TopkPath::bracket_missed : TopkPath::radix, r.nan_count, r.nan_counters);
@@ -95,7 +95,7 @@ cudaError_t select_largest(const Source& source, const SelectionRequest& r, cuda
   }
   if constexpr (sizeof(U) > 2) {
     if (bracket) {
-      const bool wide = r.tiles * kTile > int64_t{1} << 32;
+      const bool wide = r.tiles * kTile > int64_t{1} << kLowBits;
       char* room = static_cast<char*>(r.scratch) + selection_scratch_bytes<U>(0);
       task.capacity = r.room_bytes / static_cast<int64_t>(sizeof(U) + 4 + wide) / 4 * 4;
       task.keys = reinterpret_cast<U*>(room);

@@ -15,6 +15,11 @@ constexpr unsigned kSelectThreads = block_threads(256), kSelectWarps = kSelectTh
 constexpr int kBlocks = 3;              // on a multiprocessor: 80 registers a thread, eight loads of 16 bytes in flight
 constexpr int64_t kSegments = 8192;     // at most so many warps walk a part of their own of all tiles
 constexpr unsigned kListed = 2048;      // candidates of one bin that are ranked against each other
+#ifdef ACDC_CUDA_EMULATED
+constexpr int kLowBits = 18;  // so that tests number items with more than these
+#else
+constexpr int kLowBits = 32;
+#endif
 
 constexpr int64_t tiles_of(int64_t numel) { return (numel + kTile - 1) / kTile; }
 
@@ -56,11 +61,11 @@ struct SelectionTask {
   SelectionState<U>* state;
   U nan;                           // every NaN's key; no key is larger
   int64_t numel, tiles, keep;
-  int64_t sampled, upper, lower;   // keys of the sample, in runs of kRun; ranks among them of the bracket's ends, beyond [1, sampled] where it has none
+  int64_t sampled, upper, lower;   // the sample's keys; ranks among them of the bracket's ends, outside [1, sampled] where it has none
   int64_t capacity;                // candidates that there is room for
   U* keys;                         // [capacity]; the sample before
-  uint32_t* at_low;                // [capacity]
-  uint8_t* at_high;                // [capacity], or null: 32 bits number all items
+  uint32_t* at_low;                // [capacity]; kLowBits of an item's number
+  uint8_t* at_high;                // [capacity], the rest; null where kLowBits number all items
 };
 
 template <class U>
@@ -183,7 +188,7 @@ __device__ inline void visit_tile(const Source& source, const typename Source::E
     for (int done = 0; done < loads; done += together) {
       Bytes16 v[together];
       ACDC_UNROLLED
-      for (int j = 0; j < together; ++j) v[j] = from[(done + j) * 32];
+      for (int j = 0; j < together; ++j) v[j] = load16(from + (done + j) * 32);
       ACDC_UNROLLED
       for (int i = 0; i < together * n; ++i) f(static_cast<U>(item<U>(v[i / n], i % n) & kMagnitude<U>), done * n + i);
     }

@@ -23,7 +23,7 @@ struct TopkCudaProblem {
   int64_t keep;                 // in [0, total elements]
 };
 
-// At most 2.3% of the weights' bytes + 300 KiB, and 56 bytes a tensor, 200 one that is not contiguous.
+// At most 2.3% of the weights' bytes + 400 KiB, and 56 bytes a tensor, 200 one that is not contiguous.
 int64_t topk_cuda_scratch_bytes(const TopkCudaProblem& problem);
 
 // `scratch` is aligned to 16 bytes and has topk_cuda_scratch_bytes; it begins with the TopkPath that was taken, an int. `force_radix` skips

@@ -8,6 +8,7 @@ TESTS = Path(__file__).parents[1]
 # File -> the tests of it that run here (pytest's -k); all where nothing is said.
 FILES = {
     "mask_bits": "",
+    "topk_mask": "not 2-threads",
     "magnitude_histogram": "not bracketed or normal or transposed",
     # What only a kernel that waits can raise for; test_values.py beside this has what these do instead.
     "values": "not threads and not (other_numbers and not reference) and not (bad_input and count)",
@@ -16,7 +17,7 @@ FILES = {
 FEWER = {
     "values": "(half or ragged or layouts or weights_to_the_bit or are_the_weights) and not 514 and not 102 and not float64",
 }
-ORDERS = {"ascending": 0, "descending": 1, "shuffled": 7}
+ORDERS = {"ascending": 0, "descending": 1, "shuffled": 7, "a warp ahead": 8}
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -132,50 +132,67 @@ void park(State state) {
   Context::change(&me.context, &m.scheduler);
 }
 
-// Lets go on whoever's meeting is complete; whether there was one.
-bool release(Machine& m) {
+// Lets go on the lanes of a warp whose meeting is complete; whether there were any.
+bool release_warp(Machine& m, unsigned base) {
   bool any = false;
-  for (unsigned base = 0; base < m.threads; base += 32) {
-    unsigned at = 0, live = 0;
-    for (unsigned l = 0; l < 32; ++l) {
-      const State s = m.fibers[base + l].state;
-      live |= static_cast<unsigned>(s != State::done) << l;
-      at |= static_cast<unsigned>(s == State::at_warp) << l;
-    }
-    for (unsigned left = at; left; left &= left - 1) {
-      const unsigned l = static_cast<unsigned>(__builtin_ctz(left)), mask = m.fibers[base + l].mask;
-      if (!(mask >> l & 1)) throw std::runtime_error("emulator: a thread's own lane is missing from its mask");
-      if (mask & ~live) throw std::runtime_error("emulator: a mask names lanes that have ended");
-      if ((mask & at) != mask) continue;
-      for (unsigned k = 0; k < 32; ++k) {
-        if (!(mask >> k & 1)) continue;
-        if (m.fibers[base + k].mask != mask) throw std::runtime_error("emulator: lanes that meet have different masks");
-        m.fibers[base + k].state = State::ready;
-        m.given[base + k] = m.brought[base + k];
-      }
-      left &= ~mask | (1u << l);
-      at &= ~mask;
-      any = true;
-    }
+  unsigned at = 0, live = 0;
+  for (unsigned l = 0; l < 32; ++l) {
+    const State s = m.fibers[base + l].state;
+    live |= static_cast<unsigned>(s != State::done) << l;
+    at |= static_cast<unsigned>(s == State::at_warp) << l;
   }
+  for (unsigned left = at; left; left &= left - 1) {
+    const unsigned l = static_cast<unsigned>(__builtin_ctz(left)), mask = m.fibers[base + l].mask;
+    if (!(mask >> l & 1)) throw std::runtime_error("emulator: a thread's own lane is missing from its mask");
+    if (mask & ~live) throw std::runtime_error("emulator: a mask names lanes that have ended");
+    if ((mask & at) != mask) continue;
+    for (unsigned k = 0; k < 32; ++k) {
+      if (!(mask >> k & 1)) continue;
+      if (m.fibers[base + k].mask != mask) throw std::runtime_error("emulator: lanes that meet have different masks");
+      m.fibers[base + k].state = State::ready;
+      m.given[base + k] = m.brought[base + k];
+    }
+    left &= ~mask | (1u << l);
+    at &= ~mask;
+    any = true;
+  }
+  return any;
+}
+
+// The same of the whole block.
+bool release_block(Machine& m) {
   unsigned live = 0, waiting = 0;
   for (const Fiber& f : m.fibers) {
     live += f.state != State::done;
     waiting += f.state == State::at_block;
   }
-  if (live && waiting == live) {
-    for (Fiber& f : m.fibers)
-      if (f.state == State::at_block) f.state = State::ready;
-    any = true;
+  if (live == 0 || waiting != live) return false;
+  for (Fiber& f : m.fibers)
+    if (f.state == State::at_block) f.state = State::ready;
+  return true;
+}
+
+// Each thread of turn[first, last) that is ready runs until it meets others.
+void run_threads(Machine& m, std::vector<unsigned>& turn, unsigned first, unsigned last) {
+  if (m.order > 1) std::shuffle(turn.begin() + first, turn.begin() + last, m.random);
+  for (unsigned i = first; i < last; ++i) {
+    Fiber& f = m.fibers[turn[i]];
+    if (f.state != State::ready) continue;
+    m.current = turn[i];
+    thread_index = f.index;
+    Context::change(&m.scheduler, &f.context);
   }
-  return any || live == 0;
+}
+
+bool all_done(const Machine& m) {
+  return std::all_of(m.fibers.begin(), m.fibers.end(), [](const Fiber& f) { return f.state == State::done; });
 }
 
 void run_block(Machine& m) {
   m.shares.clear();
   m.shared_used = 0;
   std::memset(m.arena.get(), 0xa5, kSharedBytes);
-  std::vector<unsigned> turn(m.threads);
+  std::vector<unsigned> turn(m.threads), warps(m.threads / 32);
   for (unsigned i = 0; i < m.threads; ++i) {
     Fiber& f = m.fibers[i];
     f.context.start(m.stack(i), enter);
@@ -184,19 +201,22 @@ void run_block(Machine& m) {
     f.index = {i % block_size.x, i / block_size.x % block_size.y, i / (block_size.x * block_size.y)};
     turn[i] = m.order == 1 ? m.threads - 1 - i : i;
   }
+  for (unsigned w = 0; w < warps.size(); ++w) warps[w] = 32 * w;
+  const bool ahead = m.order > 1 && m.order % 2 == 0;
   for (;;) {
-    if (m.order > 1) std::shuffle(turn.begin(), turn.end(), m.random);
-    bool live = false;
-    for (unsigned i : turn) {
-      Fiber& f = m.fibers[i];
-      if (f.state != State::ready) continue;
-      m.current = i;
-      thread_index = f.index;
-      Context::change(&m.scheduler, &f.context);
+    bool any = false;
+    if (ahead) {
+      std::shuffle(warps.begin(), warps.end(), m.random);
+      for (unsigned base : warps) {
+        do run_threads(m, turn, base, base + 32);
+        while (release_warp(m, base));
+      }
+    } else {
+      run_threads(m, turn, 0, m.threads);
+      for (unsigned base : warps) any |= release_warp(m, base);
     }
-    for (const Fiber& f : m.fibers) live |= f.state != State::done;
-    if (!live) break;
-    if (!release(m)) throw std::runtime_error("emulator: threads of a block wait at different barriers");
+    if (all_done(m)) break;
+    if (!release_block(m) && !any) throw std::runtime_error("emulator: threads of a block wait at different barriers");
   }
   for (unsigned i = 0; i < m.threads; ++i)
     if (*m.canary(i) != kCanary) throw std::runtime_error("emulator: a thread needs more than its stack");

@@ -1,6 +1,7 @@
-// Runs CUDA kernels on the CPU, for tests: a fiber for each thread, blocks one after another, threads and blocks in an order that
-// ACDC_EMULATOR_ORDER chooses (0 ascending, 1 descending, any other number seeds a shuffle that is drawn anew at each barrier). A thread
-// runs until it meets others, so what a missing barrier lets through depends on the order. Shared memory is poisoned before each block.
+// Runs CUDA kernels on the CPU, for tests: a fiber for each thread, blocks one after another, threads and blocks in the order that
+// ACDC_EMULATOR_ORDER chooses: 0 ascending, 1 descending, any other odd number seeds a shuffle that is drawn anew whenever threads have
+// met, any other even number besides lets one warp after another run as far as the next barrier of the block. A thread runs until it meets
+// others, so what a missing barrier lets through depends on the order. Shared memory is poisoned before each block.
 // Kernels that wait for another block never end here, and threads of a block that wait at different barriers are an error.
 #pragma once
 #include <cmath>

@@ -1,4 +1,5 @@
 // The emulator itself: what CUDA promises holds in every order, and what it forbids or leaves open shows.
+#include <algorithm>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -72,6 +73,28 @@ __global__ void lanes(int* out) {
   const unsigned same = __match_any_sync(kAllLanes, lane / 8);
   out[threadIdx.x] = sum == 496 && before == lane + 1 && odd == 0xaaaaaaaau && half == (lane < 16 ? 3 : -1) && same == 0xffu << lane / 8 * 8 &&
                      __shfl_down_sync(kAllLanes, lane, 4) == (lane < 28 ? lane + 4 : lane);
+}
+
+// Warps vote between a shared store and another warp's load: in rounds no warp is ever a vote ahead, so only run-ahead orders tell.
+__global__ void votes_hide_a_missing_barrier(int* out) {
+  ACDC_SHARED(Shared, shared);
+  shared.of[threadIdx.x] = 7;
+  for (int i = 0; i < 3; ++i) (void)__any_sync(kAllLanes, 1);
+  out[threadIdx.x] = shared.of[threadIdx.x ^ 32];
+}
+
+void warps_that_run_ahead_show_what_votes_hide() {
+  std::vector<int> out(64);
+  for (int order : {0, 1, 3, 5}) {
+    in_order(order);
+    ACDC_LAUNCH(votes_hide_a_missing_barrier, 1, 64, nullptr, out.data());
+    CHECK(out == std::vector<int>(64, 7));
+  }
+  for (int order : {2, 4, 6}) {
+    in_order(order);
+    ACDC_LAUNCH(votes_hide_a_missing_barrier, 1, 64, nullptr, out.data());
+    CHECK(std::count(out.begin(), out.end(), 7) == 32);
+  }
 }
 
 void lanes_exchange_values() {
@@ -178,6 +201,7 @@ void layouts_find_every_element() {
 
 int main() {
   barriers_order_threads_and_missing_ones_show();
+  warps_that_run_ahead_show_what_votes_hide();
   lanes_exchange_values();
   mistakes_are_errors();
   bits_are_set_across_words();

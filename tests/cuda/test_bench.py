@@ -1,0 +1,54 @@
+"""On a GPU: the benchmarks' own machinery, over cases too small to tell anything."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from acdc_kernels.benchmarks import cases, cuda_timing, topk_cuda, update_cuda
+from acdc_kernels.benchmarks.harness import Budget
+from acdc_kernels.benchmarks.run import run
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.filterwarnings("ignore:acdc_kernels. the plain torch reference runs on cuda"),
+]
+
+CASES = [cases.Case(cases.TINY, 0.9), cases.Case(cases.TINY, 0.9, "layer", dtype=torch.bfloat16)]
+STEPS = [update_cuda.Step(cases.Case(cases.TINY, s), o) for s in (0.9, 0.0) for o in ("SGD", "AdamW")]
+
+
+@pytest.mark.parametrize(("op", "bench", "tiny"), [("topk", topk_cuda, CASES), ("update", update_cuda, STEPS)])
+def test_every_contender_runs_and_is_captured_where_it_should(op, bench, tiny, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench, "QUICK", tiny)
+    monkeypatch.setattr(cuda_timing, "QUICK", Budget(clean=1, rounds=2, seconds=1.0, fewest_rounds=1))
+    assert run(op, "cuda", quick=True, json=tmp_path / "out.json") == 0
+    assert "left out" not in capsys.readouterr().err
+    written = json.loads((tmp_path / "out.json").read_text())
+    told = written["machine"]["cuda"]
+    assert told["name"] == torch.cuda.get_device_name()
+    assert told["l2_bytes"] > 0
+    expected = {topk_cuda.TOO_LONG, *update_cuda.NOT_CAPTURED.values()}
+    for row in written["rows"]:
+        assert row["ours_ms"] > 0
+        assert row["peer_ms"] > 0
+        if row["backend"] != "reference":
+            assert row["timed_as"] == "graph", row["ours_not_captured"]
+            assert row.get("peer_not_captured") in {None, *expected}
+
+
+def test_a_copy_has_a_bandwidth_that_memory_can_have():
+    limit = cuda_timing.ceiling(cuda_timing.Gpu(), cuda_timing.QUICK)
+    assert 20 < limit.copy_gb_per_s < 50_000
+    assert 0 < limit.event_pair_ms < 0.1
+
+
+def test_extra_memory_of_a_concatenation_is_the_weights_and_their_magnitudes():
+    weights = cases.SMALL.weights(device="cuda")
+    extra, percent = cuda_timing.extra_memory(
+        cuda_timing.Gpu(), lambda: torch.cat([w.flatten() for w in weights]).abs().sum(), weights
+    )
+    assert extra >= 2 * 4 * cases.SMALL.numel
+    assert 200 <= percent < 220
