@@ -38,7 +38,9 @@ def test_values_and_shapes(shapes, values, dtype):
 @pytest.mark.parametrize("values", ["normal", "mostly_zero", "constant", "non_finite"])
 @pytest.mark.parametrize("shapes", LARGE)
 def test_many_chunks(shapes, values, dtype, threads):
-    check(weight_cases.weights(shapes, values, dtype, device=DEVICE), cases.windows(dtype), ("from zero", "around a key"))
+    check(
+        weight_cases.weights(shapes, values, dtype, device=DEVICE), cases.windows(dtype), ("from zero", "around a key")
+    )
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES, ids=str)
@@ -126,11 +128,19 @@ W, B = [torch.randn(64).to(DEVICE), torch.randn(8, 8).to(DEVICE)], torch.tensor(
         (([], B, 31, 19), ValueError, r"weights must have at least one tensor, got an empty list"),
         (([[1.0]], B, 31, 19), TypeError, r"weights\[0\] must be a float32, .* got list"),
         (([W[0].long()], B, 31, 19), TypeError, r"weights\[0\] must be a float32, .* got torch.int64"),
-        (([W[0], W[1].double()], B, 31, 19), ValueError, rf"weights\[1\] must be torch.float32 on {DEVICE} as weights\[0\]"),
+        (
+            ([W[0], W[1].double()], B, 31, 19),
+            ValueError,
+            rf"weights\[1\] must be torch.float32 on {DEVICE} as weights\[0\]",
+        ),
         (([W[0], W[1].to("meta")], B, 31, 19), ValueError, r"weights\[1\] must be .* got torch.float32 on meta"),
         ((W, 0, 31, 19), TypeError, rf"base must be an int64 tensor on {DEVICE}, got int"),
         ((W, B.int(), 31, 19), TypeError, rf"base must be an int64 tensor on {DEVICE}, got torch.int32 on {DEVICE}"),
-        ((W, torch.zeros(3, dtype=torch.int64).to(DEVICE), 31, 19), ValueError, r"base must have shape \[1\] or \[2\], got \[3\]"),
+        (
+            (W, torch.zeros(3, dtype=torch.int64).to(DEVICE), 31, 19),
+            ValueError,
+            r"base must have shape \[1\] or \[2\], got \[3\]",
+        ),
         ((W, B[0], 31, 19), ValueError, r"base must have shape \[1\] or \[2\], got \[\]"),
         ((W, B, 32, 20), ValueError, r"magnitude_histogram: width must be in \[0, 31\], got 32"),
         (([w.half() for w in W], B, 16, 4), ValueError, r"width must be in \[0, 15\], got 16"),

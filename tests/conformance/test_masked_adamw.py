@@ -53,7 +53,14 @@ def run_reference(tensors, steps, kept, options, dtype=None):
     steps, full = [s.to("cpu", copy=True) for s in steps], {**DEFAULTS, **options}
     order = ("lr", "beta1", "beta2", "eps", "weight_decay", "amsgrad", "maximize")
     reference.masked_adamw_(
-        *most, largest if full["amsgrad"] else [], steps, bits_of(on_cpu(kept)), *(full[k] for k in order), None, None, None
+        *most,
+        largest if full["amsgrad"] else [],
+        steps,
+        bits_of(on_cpu(kept)),
+        *(full[k] for k in order),
+        None,
+        None,
+        None,
     )
     return [*most, largest], steps
 

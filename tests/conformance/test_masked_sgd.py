@@ -171,7 +171,14 @@ def test_scaled_gradients_are_unscaled_in_the_precision_of_the_sum(options, dtyp
     a, b = (make("convolutions", dtype, state_dtype=state_dtype) for _ in range(2))
     scaled = [g * 1024 for g in b[1]]  # a power of two: exact
     run(*a, cases.OPTIONS[options])
-    run(b[0], [g.clone() for g in scaled], b[2], b[3], cases.OPTIONS[options], grad_scale=torch.tensor(1024.0, device=DEVICE))
+    run(
+        b[0],
+        [g.clone() for g in scaled],
+        b[2],
+        b[3],
+        cases.OPTIONS[options],
+        grad_scale=torch.tensor(1024.0, device=DEVICE),
+    )
     assert all(torch.equal(x, y) for x, y in zip(a[0] + a[2], b[0] + b[2], strict=True))
 
 

@@ -219,7 +219,8 @@ def test_flushing_denormals_changes_nothing(pattern, dtype, scale, threads, flus
 def test_so_many_blocks_that_scores_are_computed_on_the_fly(pattern, dtype, values, threads):
     g = torch.Generator().manual_seed(1)
     weights = [
-        cases.VALUES[values](shape, g).to(dtype).to(DEVICE) for shape in ((640, 600), (4, 8), (128, 128, 3, 3), (300, 1200))
+        cases.VALUES[values](shape, g).to(dtype).to(DEVICE)
+        for shape in ((640, 600), (4, 8), (128, 128, 3, 3), (300, 1200))
     ]
     unit = parse_pattern(pattern).unit
     check(weights, sum(w.numel() for w in weights) // 10 // unit * unit, pattern)
