@@ -21,9 +21,7 @@ def count_bits(bits: Tensor) -> int:
     return int((torch.bincount(bits, minlength=256) * ones).sum())
 
 
-def check_bits(
-    where: str, bits: object, numel: int, device: torch.device | None = None, *, wait: bool = False
-) -> None:
+def check_bits(where: str, bits: object, numel: int, device: torch.device | None = None, *, wait: bool = False) -> None:
     """Raise unless ``bits`` can be the mask of ``numel`` elements; ``where`` opens the message (``"op: bits"``).
 
     Reads the last byte on a CPU only: on a GPU that would wait for the device, which ``wait`` allows.

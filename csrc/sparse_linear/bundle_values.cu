@@ -79,9 +79,10 @@ struct Rows {
   }
 };
 
-template <class T>
+// What a block of kThreads<T> shares: of each warp's piece, something of every kept element.
+template <class T, class Item>
 struct Lists {
-  T of[kThreads<T> / 32][kPiece];
+  Item of[kThreads<T> / 32][kPiece];
 };
 
 // The run's values by the index, for its first piece's warp to write.
@@ -96,11 +97,11 @@ __device__ void poison_run(const Moved& m, int64_t run, T* values) {
 
 template <class T, bool kContiguous>
 __global__ void __launch_bounds__(kThreads<T>) gather(ACDC_CONSTANT(Moved) m, const T* weight, int64_t row_stride, int64_t col_stride, T* values) {
-  using Indices = uint16_t[kThreads<T> / 32][kPiece];
-  ACDC_SHARED(Indices, lists);  // of a warp's piece, the kept elements
+  using Indices = Lists<T, uint16_t>;
+  ACDC_SHARED(Indices, lists);
   const int64_t pieces = (m.elements + kPiece - 1) / kPiece, warps = static_cast<int64_t>(gridDim.x) * (blockDim.x / 32);
   const int lane = lane_of();
-  uint16_t* list = lists[threadIdx.x / 32];
+  uint16_t* list = lists.of[threadIdx.x / 32];
   for (int64_t piece = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32; piece < pieces; piece += warps) {
     const Piece p = read_piece(m, piece);
     if (!p.same) {
@@ -137,7 +138,8 @@ struct alignas(16) Several {
 template <class T>
 __global__ void __launch_bounds__(kThreads<T>) scatter(ACDC_CONSTANT(Moved) m, const T* values, T* weight) {
   constexpr int kEach = 16 / sizeof(T);
-  ACDC_SHARED(Lists<T>, lists);  // of a warp's piece, the kept elements' values
+  using Values = Lists<T, T>;
+  ACDC_SHARED(Values, lists);
   const int64_t pieces = (m.elements + kPiece - 1) / kPiece, warps = static_cast<int64_t>(gridDim.x) * (blockDim.x / 32);
   const int lane = lane_of();
   T* list = lists.of[threadIdx.x / 32];

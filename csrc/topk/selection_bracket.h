@@ -8,6 +8,7 @@ namespace {
 
 constexpr int64_t kRun = 8;   // neighbours drawn together: a sector of float32
 constexpr int kStage = 128;   // candidates that a warp keeps before it stores them, with one atomic for all
+constexpr int kSmallBlocks = 4;  // blocks on a multiprocessor of the other kernels
 
 struct SampleBins {
   unsigned of[kBins];
@@ -35,7 +36,7 @@ __device__ inline void add(const SampleBins& bins, Count* to) {
 
 // Runs spread evenly, each at a pseudo-random place of its stretch; counts the keys' first bits and narrows both ends of the bracket.
 template <class Source>
-__global__ void __launch_bounds__(kSelectThreads) draw_sample(Source source, SelectionTask<typename Source::Key> task) {
+__global__ void __launch_bounds__(kSelectThreads, kSmallBlocks) draw_sample(Source source, SelectionTask<typename Source::Key> task) {
   using U = typename Source::Key;
   ACDC_SHARED(SampleBins, bins);
   clear(bins);
@@ -57,17 +58,15 @@ __global__ void __launch_bounds__(kSelectThreads) draw_sample(Source source, Sel
   SelectionState<U>& s = *task.state;
   add(bins, s.bins[0]);
   if (!is_last_block(&s.ticket)) return;
-  const int64_t ranks[] = {task.upper < 1 ? 1 : task.upper, smaller(task.lower, task.sampled)};
-  for (int end = 0; end < 2; ++end) {
-    const KeyRange<U> where = narrowed(KeyRange<U>{0, kKeyBits<U>, ranks[end]}, s.bins[0]);
-    if (threadIdx.x == 0) s.where[end] = where;
-  }
+  const KeyRange<U> upper = narrowed(KeyRange<U>{0, kKeyBits<U>, task.upper < 1 ? 1 : task.upper}, s.bins[0]);
+  const KeyRange<U> lower = narrowed(KeyRange<U>{0, kKeyBits<U>, smaller(task.lower, task.sampled)}, s.bins[0]);
+  if (threadIdx.x == 0) s.where[0] = upper, s.where[1] = lower;
   clear_bins(s.bins[0]);
 }
 
 // The same with the keys' next bits: 24 are close enough.
 template <class U>
-__global__ void __launch_bounds__(kSelectThreads) refine_sample(SelectionTask<U> task) {
+__global__ void __launch_bounds__(kSelectThreads, kSmallBlocks) refine_sample(SelectionTask<U> task) {
   struct Ends {
     SampleBins of[2];
   };
@@ -127,7 +126,7 @@ __device__ inline bool store_candidates(const SelectionTask<U>& task, const Stag
 
 // The one pass: words of bits of keys above the bracket, candidates, how many are greater, NaNs.
 template <class Source>
-__global__ void __launch_bounds__(kSelectThreads, kBlocks) scan(Source source, SelectionTask<typename Source::Key> task) {
+__global__ void __launch_bounds__(kSelectThreads, kBlocks<typename Source::Key>) scan(Source source, SelectionTask<typename Source::Key> task) {
   using U = typename Source::Key;
   struct Stages {
     Stage<U> of[kSelectWarps];
@@ -187,7 +186,7 @@ __device__ inline void set_item(const Source& source, int64_t at) {
 // Sets the bits of the candidates in bins above the rank's, and lists the bin's own; the last block ranks these. If the rank is not
 // among the candidates, or they or the list did not fit, the path stays `bracket_missed`.
 template <class Source>
-__global__ void __launch_bounds__(kSelectThreads) place(Source source, SelectionTask<typename Source::Key> task) {
+__global__ void __launch_bounds__(kSelectThreads, kSmallBlocks) place(Source source, SelectionTask<typename Source::Key> task) {
   using U = typename Source::Key;
   SelectionState<U>& s = *task.state;
   const int64_t candidates = static_cast<int64_t>(s.candidates), rank = task.keep - static_cast<int64_t>(s.greater);

@@ -87,7 +87,7 @@ cudaError_t select_largest(const Source& source, const SelectionRequest& r, cuda
   cudaError_t error = ACDC_LAUNCH(clear_state, grid_for(2 * kBins / kSelectThreads, 1), kSelectThreads, stream, task.state,
                                   bracket ? TopkPath::bracket_missed : TopkPath::radix, r.nan_count, r.nan_counters);
   const unsigned grid = static_cast<unsigned>(
-      std::min<int64_t>(grid_for((r.tiles + kSelectWarps - 1) / kSelectWarps, kBlocks), kSegments / kSelectWarps));
+      std::min<int64_t>(grid_for((r.tiles + kSelectWarps - 1) / kSelectWarps, kBlocks<U>), kSegments / kSelectWarps));
   if (!some) {
     auto all_or_none = fill<Source>;
     if (error == cudaSuccess) error = ACDC_LAUNCH(all_or_none, grid, kSelectThreads, stream, source, task);
@@ -111,10 +111,10 @@ cudaError_t select_largest(const Source& source, const SelectionRequest& r, cuda
       auto refine = refine_sample<U>;
       auto read = scan<Source>;
       auto finish = place<Source>;
-      if (error == cudaSuccess) error = ACDC_LAUNCH(draw, grid_for(blocks, 4), kSelectThreads, stream, source, task);
-      if (error == cudaSuccess) error = ACDC_LAUNCH(refine, grid_for(blocks, 1), kSelectThreads, stream, task);
+      if (error == cudaSuccess) error = ACDC_LAUNCH(draw, grid_for(blocks, kSmallBlocks), kSelectThreads, stream, source, task);
+      if (error == cudaSuccess) error = ACDC_LAUNCH(refine, grid_for(blocks, kSmallBlocks), kSelectThreads, stream, task);
       if (error == cudaSuccess) error = ACDC_LAUNCH(read, grid, kSelectThreads, stream, source, task);
-      const unsigned enough = grid_for((task.capacity + kSelectThreads - 1) / kSelectThreads, 4);
+      const unsigned enough = grid_for((task.capacity + kSelectThreads - 1) / kSelectThreads, 2);  // each block reads all bins
       if (error == cudaSuccess) error = ACDC_LAUNCH(finish, enough, kSelectThreads, stream, source, task);
     }
   }

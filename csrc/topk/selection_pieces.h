@@ -12,7 +12,6 @@ using Count = unsigned long long;  // what CUDA's 64-bit atomics take
 constexpr int64_t kTile = 1024;  // items that a warp reads at a time: 32 a lane, whose bits make a word a lane
 constexpr int kBinBits = 12, kBins = 1 << kBinBits;
 constexpr unsigned kSelectThreads = block_threads(256), kSelectWarps = kSelectThreads / 32;
-constexpr int kBlocks = 3;              // on a multiprocessor: 80 registers a thread, eight loads of 16 bytes in flight
 constexpr int64_t kSegments = 8192;     // at most so many warps walk a part of their own of all tiles
 constexpr unsigned kListed = 2048;      // candidates of one bin that are ranked against each other
 #ifdef ACDC_CUDA_EMULATED
@@ -23,6 +22,8 @@ constexpr int kLowBits = 32;
 
 constexpr int64_t tiles_of(int64_t numel) { return (numel + kTile - 1) / kTile; }
 
+// Blocks on a multiprocessor of kernels that read tiles, with eight loads of 16 bytes in flight: 80 registers a thread, or 128.
+template <class U> constexpr int kBlocks = sizeof(U) == 8 ? 2 : 3;
 template <class U> constexpr int kKeyBits = sizeof(U) * 8 - 1;
 template <class U> constexpr U kMagnitude = static_cast<U>(static_cast<U>(~U{0}) >> 1);
 template <class U> constexpr int kItems = 16 / sizeof(U);  // of one load

@@ -13,7 +13,7 @@ __device__ inline bool is_done(const SelectionState<U>& s) {
 
 // Narrows s.where[0] by kBinBits; at first it holds all keys.
 template <class Source>
-__global__ void __launch_bounds__(kSelectThreads, kBlocks) narrow_threshold(Source source, SelectionTask<typename Source::Key> task, bool at_first) {
+__global__ void __launch_bounds__(kSelectThreads, kBlocks<typename Source::Key>) narrow_threshold(Source source, SelectionTask<typename Source::Key> task, bool at_first) {
   using U = typename Source::Key;
   struct Bins {
     unsigned of[kBins];
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kSelectThreads, kBlocks) narrow_threshold(Sour
 
 // Sets all bits, or none, and counts NaNs.
 template <class Source>
-__global__ void __launch_bounds__(kSelectThreads, kBlocks) fill(Source source, SelectionTask<typename Source::Key> task) {
+__global__ void __launch_bounds__(kSelectThreads, kBlocks<typename Source::Key>) fill(Source source, SelectionTask<typename Source::Key> task) {
   using U = typename Source::Key;
   const int lane = static_cast<int>(threadIdx.x & 31);
   Cursor<Source> cursor(source);
@@ -82,7 +82,7 @@ struct Segment {
 
 // Writes the bits of all keys above the threshold; how many are equal to it in the segments before each.
 template <class Source>
-__global__ void __launch_bounds__(kSelectThreads, kBlocks) write_larger(Source source, SelectionTask<typename Source::Key> task, bool count_nans) {
+__global__ void __launch_bounds__(kSelectThreads, kBlocks<typename Source::Key>) write_larger(Source source, SelectionTask<typename Source::Key> task, bool count_nans) {
   using U = typename Source::Key;
   SelectionState<U>& s = *task.state;
   if (is_done(s)) return;
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kSelectThreads, kBlocks) write_larger(Source s
 
 // Sets the bits of the first s.where[0].rank keys equal to the threshold. Its grid is write_larger's.
 template <class Source>
-__global__ void __launch_bounds__(kSelectThreads, kBlocks) take_equal(Source source, SelectionTask<typename Source::Key> task) {
+__global__ void __launch_bounds__(kSelectThreads, kBlocks<typename Source::Key>) take_equal(Source source, SelectionTask<typename Source::Key> task) {
   using U = typename Source::Key;
   constexpr int n = kItems<U>, lanes = 32 / n;
   SelectionState<U>& s = *task.state;

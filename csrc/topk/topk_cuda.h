@@ -1,7 +1,7 @@
 // topk_mask on a GPU: topk.h says what it means, and gives the same bits. All pointers but the array of weights are device memory.
 //
-// Nothing waits for the device and nothing is kept: a CUDA graph may capture it. Method and cost: selection_cuda.h. 25.6 million float32
-// weights (102 MB): one read, about 28 us on an H200; sample, candidates and the launches that do nothing about as much again.
+// Nothing waits for the device and nothing is kept: a CUDA graph may capture it. Method, launches and bytes: selection_cuda.h. Of 25.6
+// million float32 weights the one read takes 24 us at 4.3 TB/s; ten small launches are the rest.
 #pragma once
 #include "common/cuda.h"
 #include "common/dtype.h"

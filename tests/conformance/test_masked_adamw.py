@@ -8,6 +8,7 @@ from torch.optim.adamw import adamw
 from acdc_kernels import pack_mask
 from acdc_kernels._native import cpu_isa
 from acdc_kernels.ops import masked_adamw_
+from acdc_kernels.ops._update import skips_kept_zeros
 from acdc_kernels.ops.dtypes import FLOAT_DTYPES
 from acdc_kernels.ops.masked_adamw import cases, reference
 
@@ -119,6 +120,49 @@ def test_masked_positions_are_exactly_plus_zero_whatever_stands_there(options, d
                 assert not t[~k].any()
                 assert not t[~k].signbit().any()
                 assert t[k].isfinite().all()
+
+
+@pytest.mark.parametrize(("dtype", "state_dtype"), DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "unaligned", "channels_last"])
+def test_kept_zeros_change_nothing_in_the_result(layout, dtype, state_dtype):
+    results = []
+    for zeros_kept in ([], [True, False, True]):
+        tensors, steps, kept = make("convolutions", dtype, state_dtype, layout)
+        for which, ts in enumerate(tensors):
+            for t, k in zip(ts, kept, strict=True):
+                t.masked_fill_(~k, math.nan if which == GRAD else 0.0)
+        run(tensors, steps, kept, cases.OPTIONS["all"], zeros_kept=zeros_kept)
+        results.append([ts for which, ts in enumerate(tensors) if which != GRAD])
+    assert same(*results)
+    assert not any(t.signbit()[t == 0].any() for t in itertools.chain(*results[1]))
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_where_zeros_are_kept_is_left_alone_by_kernels_that_skip_it(amsgrad):
+    n = 20000
+    mask = torch.arange(n) % 16 >= 8  # every other byte of the mask is 0
+    for zeros_kept in (False, True):
+        tensors = [[torch.full((n,), 5.0)] for _ in range(5)]
+        tensors[GRAD][0].masked_fill_(~mask, math.nan)
+        run(tensors, [torch.zeros(())], [mask], {"lr": 0.1, "amsgrad": amsgrad}, zeros_kept=[zeros_kept])
+        skips = zeros_kept and skips_kept_zeros("cpu")
+        for which in (PARAM, AVG, SQUARE, *((LARGEST,) if amsgrad else ())):
+            assert tensors[which][0][~mask].unique().tolist() == [5.0 if skips else 0.0]
+            assert bool((tensors[which][0][mask] > 0).all())
+
+
+def test_many_tensors():
+    g = torch.Generator().manual_seed(0)
+    tensors = [[torch.randn(1 + i % 19, generator=g) for i in range(1000)] for _ in range(5)]
+    for which in (SQUARE, LARGEST):
+        tensors[which] = [t.square() for t in tensors[which]]
+    kept = [torch.rand(p.shape, generator=g) < 0.5 if i % 3 else None for i, p in enumerate(tensors[PARAM])]
+    steps = [torch.tensor(float(i % 7)) for i in range(1000)]
+    want, want_steps = run_reference(tensors, steps, kept, cases.OPTIONS["all"])
+    run(tensors, steps, kept, cases.OPTIONS["all"])
+    assert same([steps], [want_steps])
+    for a, b in zip(tensors, want, strict=True):
+        torch.testing.assert_close(torch.cat(a), torch.cat(b), rtol=4e-6, atol=4e-6)
 
 
 @pytest.mark.parametrize("where", [PARAM, GRAD, AVG, SQUARE, LARGEST])
@@ -287,6 +331,7 @@ BAD = {
     "unused bits set": ({"masks": [torch.full((6,), 255, dtype=torch.uint8)]}, {}, ValueError, "must have zeros in the unused bits"),
     "beta1 of 1": ({}, {"beta1": 1.0}, ValueError, r"beta1 must be in \[0, 1\), got 1.0"),
     "negative beta2": ({}, {"beta2": -0.1}, ValueError, r"beta2 must be in \[0, 1\), got -0.1"),
+    "a claim too few": ({}, {"zeros_kept": [True, False]}, ValueError, r"zeros_kept must have one entry a parameter \(1\), got 2"),
     "negative eps": ({}, {"eps": -1.0}, ValueError, "eps must be at least 0, got -1.0"),
     "a vector of rates": ({}, {"lr": torch.ones(2)}, ValueError, "lr must have one element, got 2"),
     "an integer rate": ({}, {"lr": torch.tensor(1)}, TypeError, "lr must be a floating-point tensor, got torch.int64"),

@@ -7,6 +7,7 @@ import torch
 from acdc_kernels import pack_mask
 from acdc_kernels._native import cpu_isa
 from acdc_kernels.ops import masked_sgd_
+from acdc_kernels.ops._update import skips_kept_zeros
 from acdc_kernels.ops.dtypes import FLOAT_DTYPES
 from acdc_kernels.ops.masked_sgd import cases, reference
 
@@ -107,6 +108,59 @@ def test_masked_positions_are_exactly_plus_zero_whatever_stands_there(options, d
                 assert not t[~k].any()
                 assert not t[~k].signbit().any()
                 assert t[k].isfinite().all()
+
+
+@pytest.mark.parametrize(("dtype", "state_dtype"), DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "unaligned", "channels_last"])
+def test_kept_zeros_change_nothing_in_the_result(layout, dtype, state_dtype):
+    results = []
+    for zeros_kept in ([], [True, False, True]):
+        params, grads, buffers, kept = make("convolutions", dtype, layout, state_dtype=state_dtype)
+        for p, g, b, k in zip(params, grads, buffers, kept, strict=True):
+            p.masked_fill_(~k, 0.0)
+            b.masked_fill_(~k, 0.0)
+            g.masked_fill_(~k, math.nan)
+        run(params, grads, buffers, kept, cases.OPTIONS["nesterov"], zeros_kept=zeros_kept)
+        results.append(params + buffers)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert not any(t.signbit()[t == 0].any() for t in results[1])
+
+
+@pytest.mark.parametrize("n", [7, 64, 20000])
+def test_where_zeros_are_kept_is_left_alone_by_kernels_that_skip_it(n):
+    mask = torch.arange(n) % 16 >= 8  # every other byte of the mask is 0
+    for zeros_kept in (False, True):
+        p, g, b = torch.full((n,), 5.0), torch.full((n,), math.nan), torch.full((n,), 7.0)
+        g[mask] = 1.0
+        masked_sgd_([p], [g], [b], [pack_mask(mask)], lr=1.0, momentum=0.5, zeros_kept=[zeros_kept])
+        skips = zeros_kept and skips_kept_zeros("cpu")
+        assert p[~mask].unique().tolist() == [5.0 if skips else 0.0]
+        assert b[~mask].unique().tolist() == [7.0 if skips else 0.0]
+        assert p[mask].tolist() == [0.5] * int(mask.sum())
+
+
+def test_many_tensors():
+    g = torch.Generator().manual_seed(0)
+    params, grads, buffers = ([torch.randn(1 + i % 19, generator=g) for i in range(1300)] for _ in range(3))
+    kept = [torch.rand(p.shape, generator=g) < 0.5 if i % 3 else None for i, p in enumerate(params)]
+    want, want_buffers = run_reference(params, grads, buffers, kept, cases.OPTIONS["nesterov"], False, torch.float64)
+    run(params, grads, buffers, kept, cases.OPTIONS["nesterov"])
+    torch.testing.assert_close(torch.cat(params).double(), torch.cat(want), rtol=4e-6, atol=4e-6)
+    torch.testing.assert_close(torch.cat(buffers).double(), torch.cat(want_buffers), rtol=4e-6, atol=4e-6)
+
+
+@pytest.mark.parametrize("state_dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_axes_that_cannot_be_joined_and_gradients_that_repeat(state_dtype):
+    for shape, layout in (((3,) * 10, (slice(0, 2),) * 10), ((6, 5, 4), (slice(0, 6, 2), slice(1, 4), slice(0, 4, 3)))):
+        g = torch.Generator().manual_seed(0)
+        param, buffer = (torch.randn(shape, generator=g).to(d)[layout] for d in (torch.bfloat16, state_dtype))
+        grad = torch.randn(param.shape[-1:], generator=g).bfloat16().expand(param.shape)
+        kept = torch.rand(param.shape, generator=g) < 0.5
+        plain = [[t.contiguous().clone()] for t in (param, grad, buffer)]
+        run(*plain, [kept], cases.OPTIONS["nesterov"])
+        run([param], [grad], [buffer], [kept], cases.OPTIONS["nesterov"])
+        assert torch.equal(param, plain[0][0])
+        assert torch.equal(buffer, plain[2][0])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -280,6 +334,11 @@ BAD = {
         lambda p, g, b, m: masked_sgd_(p, g, b, [m[0].bool()], lr=0.1, momentum=0.9),
         TypeError,
         r"masks\[0\] must be of dtype torch.uint8, got torch.bool",
+    ),
+    "a claim too few": (
+        lambda p, g, b, m: masked_sgd_(p, g, b, m, lr=0.1, momentum=0.9, zeros_kept=[True, False]),
+        ValueError,
+        r"zeros_kept must have one entry a parameter \(1\), got 2",
     ),
     "unused bits set": (
         lambda p, g, b, m: masked_sgd_(p, g, b, [m[0] | 255], lr=0.1, momentum=0.9),

@@ -142,11 +142,12 @@ def main() -> int:
     nvcc = sys.argv[1] if len(sys.argv) > 1 else "nvcc"
     with tempfile.TemporaryDirectory() as build:
         kernels = parse(compile_all(Path(build), nvcc))
+    if found := problems(kernels):
+        print("\n".join(found))
+        return 1
     PAGE.write_text(page(kernels, release(nvcc)), encoding="utf-8")
     print(f"{len(kernels)} kernels: {PAGE.relative_to(ROOT)}")
-    found = problems(kernels)
-    print("\n".join(found))
-    return 1 if found else 0
+    return 0
 
 
 if __name__ == "__main__":
