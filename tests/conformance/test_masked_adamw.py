@@ -140,12 +140,12 @@ def test_kept_zeros_change_nothing_in_the_result(layout, dtype, state_dtype):
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_where_zeros_are_kept_is_left_alone_by_kernels_that_skip_it(amsgrad):
     n = 20000
-    mask = torch.arange(n) % 16 >= 8  # every other byte of the mask is 0
+    mask = torch.arange(n, device=DEVICE) % 16 >= 8  # every other byte of the mask is 0
     for zeros_kept in (False, True):
-        tensors = [[torch.full((n,), 5.0)] for _ in range(5)]
+        tensors = [[torch.full((n,), 5.0, device=DEVICE)] for _ in range(5)]
         tensors[GRAD][0].masked_fill_(~mask, math.nan)
-        run(tensors, [torch.zeros(())], [mask], {"lr": 0.1, "amsgrad": amsgrad}, zeros_kept=[zeros_kept])
-        skips = zeros_kept and skips_kept_zeros("cpu")
+        run(tensors, [torch.zeros((), device=DEVICE)], [mask], {"lr": 0.1, "amsgrad": amsgrad}, zeros_kept=[zeros_kept])
+        skips = zeros_kept and skips_kept_zeros(DEVICE.type)
         for which in (PARAM, AVG, SQUARE, *((LARGEST,) if amsgrad else ())):
             assert tensors[which][0][~mask].unique().tolist() == [5.0 if skips else 0.0]
             assert bool((tensors[which][0][mask] > 0).all())
@@ -153,16 +153,17 @@ def test_where_zeros_are_kept_is_left_alone_by_kernels_that_skip_it(amsgrad):
 
 def test_many_tensors():
     g = torch.Generator().manual_seed(0)
-    tensors = [[torch.randn(1 + i % 19, generator=g) for i in range(1000)] for _ in range(5)]
+    tensors = [[torch.randn(1 + i % 19, generator=g).to(DEVICE) for i in range(1000)] for _ in range(5)]
     for which in (SQUARE, LARGEST):
         tensors[which] = [t.square() for t in tensors[which]]
     kept = [torch.rand(p.shape, generator=g) < 0.5 if i % 3 else None for i, p in enumerate(tensors[PARAM])]
-    steps = [torch.tensor(float(i % 7)) for i in range(1000)]
+    kept = [None if k is None else k.to(DEVICE) for k in kept]
+    steps = [torch.tensor(float(i % 7), device=DEVICE) for i in range(1000)]
     want, want_steps = run_reference(tensors, steps, kept, cases.OPTIONS["all"])
     run(tensors, steps, kept, cases.OPTIONS["all"])
     assert same([steps], [want_steps])
     for a, b in zip(tensors, want, strict=True):
-        torch.testing.assert_close(torch.cat(a), torch.cat(b), rtol=4e-6, atol=4e-6)
+        torch.testing.assert_close(torch.cat(a).cpu(), torch.cat(b), rtol=4e-6, atol=4e-6)
 
 
 @pytest.mark.parametrize("where", [PARAM, GRAD, AVG, SQUARE, LARGEST])

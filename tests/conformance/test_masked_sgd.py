@@ -128,12 +128,12 @@ def test_kept_zeros_change_nothing_in_the_result(layout, dtype, state_dtype):
 
 @pytest.mark.parametrize("n", [7, 64, 20000])
 def test_where_zeros_are_kept_is_left_alone_by_kernels_that_skip_it(n):
-    mask = torch.arange(n) % 16 >= 8  # every other byte of the mask is 0
+    mask = torch.arange(n, device=DEVICE) % 16 >= 8  # every other byte of the mask is 0
     for zeros_kept in (False, True):
-        p, g, b = torch.full((n,), 5.0), torch.full((n,), math.nan), torch.full((n,), 7.0)
+        p, g, b = (torch.full((n,), value, device=DEVICE) for value in (5.0, math.nan, 7.0))
         g[mask] = 1.0
         masked_sgd_([p], [g], [b], [pack_mask(mask)], lr=1.0, momentum=0.5, zeros_kept=[zeros_kept])
-        skips = zeros_kept and skips_kept_zeros("cpu")
+        skips = zeros_kept and skips_kept_zeros(DEVICE.type)
         assert p[~mask].unique().tolist() == [5.0 if skips else 0.0]
         assert b[~mask].unique().tolist() == [7.0 if skips else 0.0]
         assert p[mask].tolist() == [0.5] * int(mask.sum())
@@ -141,21 +141,23 @@ def test_where_zeros_are_kept_is_left_alone_by_kernels_that_skip_it(n):
 
 def test_many_tensors():
     g = torch.Generator().manual_seed(0)
-    params, grads, buffers = ([torch.randn(1 + i % 19, generator=g) for i in range(1300)] for _ in range(3))
-    kept = [torch.rand(p.shape, generator=g) < 0.5 if i % 3 else None for i, p in enumerate(params)]
+    params, grads, buffers = ([torch.randn(1 + i % 19, generator=g).to(DEVICE) for i in range(1300)] for _ in range(3))
+    kept = [(torch.rand(p.shape, generator=g) < 0.5).to(DEVICE) if i % 3 else None for i, p in enumerate(params)]
     want, want_buffers = run_reference(params, grads, buffers, kept, cases.OPTIONS["nesterov"], False, torch.float64)
     run(params, grads, buffers, kept, cases.OPTIONS["nesterov"])
-    torch.testing.assert_close(torch.cat(params).double(), torch.cat(want), rtol=4e-6, atol=4e-6)
-    torch.testing.assert_close(torch.cat(buffers).double(), torch.cat(want_buffers), rtol=4e-6, atol=4e-6)
+    torch.testing.assert_close(torch.cat(params).double().cpu(), torch.cat(want), rtol=4e-6, atol=4e-6)
+    torch.testing.assert_close(torch.cat(buffers).double().cpu(), torch.cat(want_buffers), rtol=4e-6, atol=4e-6)
 
 
 @pytest.mark.parametrize("state_dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_axes_that_cannot_be_joined_and_gradients_that_repeat(state_dtype):
     for shape, layout in (((3,) * 10, (slice(0, 2),) * 10), ((6, 5, 4), (slice(0, 6, 2), slice(1, 4), slice(0, 4, 3)))):
         g = torch.Generator().manual_seed(0)
-        param, buffer = (torch.randn(shape, generator=g).to(d)[layout] for d in (torch.bfloat16, state_dtype))
-        grad = torch.randn(param.shape[-1:], generator=g).bfloat16().expand(param.shape)
-        kept = torch.rand(param.shape, generator=g) < 0.5
+        param, buffer = (
+            torch.randn(shape, generator=g).to(d).to(DEVICE)[layout] for d in (torch.bfloat16, state_dtype)
+        )
+        grad = torch.randn(param.shape[-1:], generator=g).bfloat16().to(DEVICE).expand(param.shape)
+        kept = (torch.rand(param.shape, generator=g) < 0.5).to(DEVICE)
         plain = [[t.contiguous().clone()] for t in (param, grad, buffer)]
         run(*plain, [kept], cases.OPTIONS["nesterov"])
         run([param], [grad], [buffer], [kept], cases.OPTIONS["nesterov"])
