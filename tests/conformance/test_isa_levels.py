@@ -10,6 +10,9 @@ import pytest
 
 from acdc_kernels import _native
 
+from .conftest import cpu_only
+
+pytestmark = cpu_only("levels are a CPU's")
 HERE = Path(__file__).parent
 
 
