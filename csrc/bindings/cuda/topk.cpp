@@ -3,6 +3,7 @@
 
 #include "bindings/cuda/device.h"
 #include "bindings/topk_pattern.h"
+#include "topk/block_cuda.h"
 #include "topk/topk_cuda.h"
 
 namespace acdc {
@@ -18,12 +19,24 @@ Layout layout_or_copy(Tensor* w) {
   return layout;
 }
 
+int64_t kernel_of(const Tensor& w) {
+  int64_t kernel = 1;
+  for (int64_t d = 2; d < w.dim(); ++d) kernel *= w.size(d);
+  return kernel;
+}
+
+// One selection; blocks of one weight are no blocks.
+struct Problem {
+  TopkCudaProblem whole;
+  BlockProblem block;
+};
+
 std::tuple<std::vector<Tensor>, Tensor> topk_mask(std::vector<Tensor> weights, std::vector<int64_t> keep, StringHandle pattern_handle) {
   const char* op = "topk_mask";
   const std::string pattern = take_string(pattern_handle);
   const Pattern p = parse(pattern);
   check_budgets(weights, keep, p);
-  STD_TORCH_CHECK(p.kind == Pattern::unstructured, "topk_mask: pattern must be 'unstructured' on this device, got '", pattern, "'");
+  STD_TORCH_CHECK(!p.fixed(), "topk_mask: pattern must be 'unstructured' or 'block:RxC' on this device, got '", pattern, "'");
   const DType dtype = dtype_of(weights[0], op);
   for (const Tensor& w : weights) {
     check_device(w, weights[0], op);
@@ -41,18 +54,26 @@ std::tuple<std::vector<Tensor>, Tensor> topk_mask(std::vector<Tensor> weights, s
   }
   Tensor nan_count = torch::stable::new_empty(weights[0], {n}, ScalarType::Long);
   int64_t* nan = static_cast<int64_t*>(nan_count.mutable_data_ptr());
+  const int64_t unit = p.kind == Pattern::block ? p.first * p.second : 1;
   const int64_t each = keep.size() == 1 ? n : 1;  // weights that share a budget
-  std::vector<TopkCudaProblem> problems;
+  std::vector<BlockWeight> blocks;
+  for (int64_t i = 0; unit > 1 && i < n; ++i) blocks.push_back({table[i], weights[i].size(1), kernel_of(weights[i])});
+  std::vector<Problem> problems;
   int64_t scratch_bytes = 0;
   for (int64_t first = 0; first < n; first += each) {
     int64_t numel = 0;
     for (int64_t t = first; t < first + each; ++t) numel += table[t].layout.numel;
-    STD_TORCH_CHECK(keep[first] >= 0 && keep[first] <= numel, "topk_mask: keep must be in [0, ", numel, "], got ", keep[first]);
-    problems.push_back({dtype, table.data() + first, each, nan + first, keep[first]});
-    scratch_bytes = std::max(scratch_bytes, topk_cuda_scratch_bytes(problems.back()));
+    STD_TORCH_CHECK(keep[first] >= 0 && keep[first] <= numel && keep[first] % unit == 0, "topk_mask: keep must be in [0, ", numel,
+                    "] and a multiple of ", unit, ", got ", keep[first]);
+    problems.push_back({{dtype, table.data() + first, each, nan + first, keep[first]}, {}});
+    if (unit > 1) problems.back().block = {dtype, blocks.data() + first, each, nan + first, {p.first, p.second}, keep[first] / unit};
+    scratch_bytes = std::max(scratch_bytes, unit > 1 ? block_cuda_scratch_bytes(problems.back().block) : topk_cuda_scratch_bytes(problems.back().whole));
   }
   Tensor scratch = device_bytes(weights[0], scratch_bytes);
-  for (const TopkCudaProblem& problem : problems) check_launch(topk_mask_cuda(problem, aligned16(scratch), false, device.stream), op);
+  for (const Problem& problem : problems)
+    check_launch(unit > 1 ? block_mask_cuda(problem.block, aligned16(scratch), device.stream)
+                          : topk_mask_cuda(problem.whole, aligned16(scratch), false, device.stream),
+                 op);
   return {std::move(masks), std::move(nan_count)};
 }
 
