@@ -36,17 +36,24 @@ struct Piece {
 };
 
 __device__ Piece read_piece(const Moved& m, int64_t piece) {
-  const int64_t run = piece / kPieces;
+  const int64_t run = piece / kPieces, begin = m.rank[run], end = m.rank[run + 1];
   const int part = static_cast<int>(piece % kPieces), lane = lane_of();
+  const int64_t first = run * kRankElements + 32 * lane;
+  uint32_t word[kPieces];
   Piece p;
-  p.word = 0;
+  if (m.mask.words() && (run + 1) * kRankElements <= m.elements) {  // all loads at once
+    const uint32_t* words = m.mask.words() + first / 32;
+    for (int i = 0; i < kPieces; ++i) word[i] = words[i * (kPiece / 32)];
+    p.word = words[part * (kPiece / 32)];
+  } else {
+    for (int i = 0; i < kPieces; ++i) word[i] = m.mask.at(first + i * kPiece, m.elements);
+    p.word = m.mask.at(first + part * kPiece, m.elements);
+  }
   unsigned earlier = 0, all = 0;
   for (int i = 0; i < kPieces; ++i) {
-    const uint32_t word = m.mask.at(run * kRankElements + i * kPiece + 32 * lane, m.elements);
-    const unsigned n = static_cast<unsigned>(__popc(word));
+    const unsigned n = static_cast<unsigned>(__popc(word[i]));
     all += n;
     earlier += i < part ? n : 0;
-    if (i == part) p.word = word;
   }
   const int mine = __popc(p.word);
   int up = mine;
@@ -56,7 +63,6 @@ __device__ Piece read_piece(const Moved& m, int64_t piece) {
   }
   p.before = up - mine;
   p.kept = __shfl_sync(kAllLanes, up, 31);
-  const int64_t begin = m.rank[run], end = m.rank[run + 1];
   p.first = begin + __reduce_add_sync(kAllLanes, earlier);
   p.same = end - begin == static_cast<int64_t>(__reduce_add_sync(kAllLanes, all)) && begin >= 0 && end <= m.kept;
   return p;

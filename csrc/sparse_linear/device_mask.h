@@ -23,6 +23,9 @@ class DeviceMask {
     if (shift && word < last_) bits |= words_[word + 1] << (32 - shift);
     return end - begin < 32 ? bits & ((1u << (end - begin)) - 1) : bits;
   }
+
+  // Word i holds bits 32 * i to 32 * i + 31; null where the mask doesn't start on a multiple of 4 bytes.
+  __device__ const uint32_t* words() const { return skew_ == 0 ? words_ : nullptr; }
 #endif
 
  private:

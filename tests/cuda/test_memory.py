@@ -68,7 +68,7 @@ def test_topk_of_more_weights_than_32_bits_index():
 @pytest.mark.slow
 @pytest.mark.parametrize("make", ["sgd", "adamw"])
 def test_updates_past_32_bits(make):
-    """Some 30 GB of device memory. One element in the memory of the gradient."""
+    """Some 40 GB of device memory. AdamW's gradient is one element again and again, which another kernel walks."""
     n = 2**31 + 1001
     param, state = (torch.ones(n, dtype=torch.bfloat16, device="cuda") for _ in range(2))
     grad = torch.ones(1, dtype=torch.bfloat16, device="cuda").expand(n)

@@ -23,9 +23,10 @@ FEWER = {
     "values": "(half or ragged or layouts or are_the_weights) and not (514 or 1025 or 1026 or 1028 or float64)",
 }
 ORDERS = {"ascending": 0, "descending": 1, "shuffled": 7, "a warp ahead": 8}
+SLOW = ("descending", "shuffled")
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", [pytest.param(o, marks=pytest.mark.slow if o in SLOW else ()) for o in ORDERS])
 @pytest.mark.parametrize("name", FILES)
 def test_conformance(name, order, run_emulated):
     chosen = (
