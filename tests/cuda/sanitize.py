@@ -1,11 +1,13 @@
 """Every CUDA op on small awkward cases, for compute-sanitizer: compute-sanitizer --tool memcheck python tests/cuda/sanitize.py
 
 Results are compared with the CPU's, so a program that ran to its end did the work. PYTORCH_NO_CUDA_MEMORY_CACHING=1
-gives each tensor memory of its own. ``sanitize.py cpu`` runs the cases without a GPU.
+gives each tensor memory of its own. ``sanitize.py cpu`` runs the cases without a GPU, ``sanitize.py cuda steps`` one
+group of them. The last line has a digest of all masks and indices, which is the same wherever they were computed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator
 from itertools import product
@@ -26,7 +28,7 @@ SMALL = {FLOAT32: 4e-6, torch.float64: 1e-14, torch.bfloat16: 1.6e-2, torch.floa
 Result = tuple[str, list[Tensor]]
 
 
-def masks_of_weights(device: str) -> Iterator[Result]:
+def topk_unstructured(device: str) -> Iterator[Result]:
     for shapes, dtype in product(("scalar", "empty_among_others", "around_a_byte", "awkward"), FLOAT_DTYPES):
         weights = topk.weights(shapes, "non_finite", dtype, device=device)
         n = sum(w.numel() for w in weights)
@@ -42,6 +44,9 @@ def masks_of_weights(device: str) -> Iterator[Result]:
         yield f"topk {layout}", acdc.topk_mask(weights, 300)
         base = torch.tensor([0x3F000000], device=device)
         yield f"histogram {layout}", [magnitude_histogram(weights, base, 24, 12)]
+
+
+def topk_patterns(device: str) -> Iterator[Result]:
     for pattern, shapes in product(topk.PATTERNS, ("linear", "convolutions")):
         for layout in ("contiguous", "unaligned"):
             weights = topk.pattern_weights(pattern, shapes, "non_finite", FLOAT32, layout, device=device)
@@ -90,17 +95,23 @@ def close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a.double().cpu(), b.double(), rtol=SMALL[a.dtype], atol=SMALL[a.dtype], equal_nan=True)
 
 
-def main(device: str) -> None:
-    ran = 0
-    for group in (mask_bits, masks_of_weights, steps, topologies):
+GROUPS = {g.__name__: g for g in (mask_bits, topk_unstructured, topk_patterns, steps, topologies)}
+
+
+def main(device: str = "cuda", *groups: str) -> None:
+    ran, digest = 0, hashlib.sha256()
+    for group in (GROUPS[name] for name in groups or GROUPS):
         for (name, ours), (_, theirs) in zip(group(device), group("cpu"), strict=True):
             if len(ours) != len(theirs) or not all(map(close, ours, theirs)):
                 sys.exit(f"{name}: {device} and cpu differ")
+            for t in ours:
+                if not t.is_floating_point():
+                    digest.update(t.cpu().numpy().tobytes())
             ran += 1
     if device == "cuda":
         torch.cuda.synchronize()
-    print(f"{ran} cases ran on {device}")
+    print(f"{ran} cases ran on {device}: {digest.hexdigest()[:16]}")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:] or ["cuda"])
+    main(*sys.argv[1:])
