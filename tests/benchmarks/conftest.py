@@ -4,26 +4,48 @@ import pytest
 
 from acdc_kernels.benchmarks.cuda_timing import Gpu, Replay
 
+CYCLES = 1000  # a millisecond
+
 
 class Device:
-    """A device whose clock (milliseconds) moves only when a contender runs; it logs what it is asked for."""
+    """A device and its host, milliseconds each: what is enqueued runs when the device is done with what came before.
+
+    The clocks move only when a contender runs, the device sleeps or the host waits for it. What is asked is logged.
+    """
 
     def __init__(self):
-        self.now, self.log, self.taken = 0.0, [], 0
+        self.now, self.host, self.log, self.taken = 0.0, 0.0, [], 0
         self.tick = 0.0  # what passes before every event
 
     def gpu(self, **changes):
         parts = {
-            "device": "cpu", "l2_bytes": 64, "event": lambda: Stamp(self), "synchronize": lambda: self.log.append("idle"),
+            "device": "cpu", "l2_bytes": 64, "event": lambda: Stamp(self), "synchronize": self.synchronize,
             "capture": lambda call: Replay(call), "allocated": lambda: 100, "peak_allocated": lambda: 100 + self.taken,
-            "forget_peak": lambda: self.log.append("forget"),
+            "forget_peak": lambda: self.log.append("forget"), "sleep": self.sleep, "waits": self.waits,
+            "host_clock": lambda: self.host / 1e3,
         }  # fmt: skip
         return Gpu(**parts | changes)
 
-    def contender(self, name, ms):
+    def run(self, ms):
+        self.now = max(self.now, self.host) + ms
+
+    def synchronize(self):
+        self.log.append("idle")
+        self.host = max(self.host, self.now)
+
+    def sleep(self, cycles):
+        self.log.append("sleep")
+        self.run(cycles / CYCLES)
+
+    def waits(self, call):
+        call()
+        return False
+
+    def contender(self, name, ms, host=0.0):
         def call():
             self.log.append(name)
-            self.now += ms
+            self.host += host
+            self.run(ms)
 
         return call
 
@@ -44,8 +66,11 @@ class Stamp:
 
     def record(self):
         self.device.log.append("event")
-        self.device.now += self.device.tick
+        self.device.run(self.device.tick)
         self.at = self.device.now
+
+    def query(self):
+        return self.at <= self.device.host
 
     def elapsed_time(self, end):
         return end.at - self.at
