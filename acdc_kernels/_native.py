@@ -1,13 +1,14 @@
 """The compiled libraries: loads them once, and says why they are missing when they are.
 
-``_ops`` registers the CPU kernels with torch's dispatcher; ``_C`` (pybind11, free of torch) tells build facts and CPU
-features.
+``_ops`` registers the CPU kernels, and the CUDA kernels where they were built, with torch's dispatcher; ``_C``
+(pybind11, free of torch) tells build facts and CPU features.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import re
 import warnings
 from pathlib import Path
 
@@ -41,7 +42,11 @@ def why_not() -> str:
 
 
 def build_info() -> dict[str, str]:
-    """What was built: version, compiler, build type, ISA levels, CUDA; empty without compiled libraries."""
+    """What was built; empty without compiled libraries.
+
+    ``version``, ``compiler``, ``build_type``, ``torch_target``; ``cuda``: nvcc's version, or ``off`` and ``no_cuda``
+    says why; ``cuda_architectures``: what the CUDA kernels were compiled for, as CMake spells it.
+    """
     native, _ = _load()
     return dict(native.build_info()) if native is not None else {}
 
@@ -89,11 +94,61 @@ def _cpu_flags() -> list[str] | None:
     return next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), None)
 
 
+def covers(architectures: str, card: tuple[int, int]) -> bool:
+    """Whether kernels built for ``architectures`` (as CMake spells them: ``80-real 90a-real 120``) run on a card.
+
+    Machine code runs on cards of its major version from its own minor on, and of a variant (``a``) on no other card;
+    code for the driver to compile (no ``-real``) on every newer card.
+    """
+    for name in architectures.split():
+        found = re.fullmatch(r"(\d+)([af]?)(-real|-virtual)?", name)
+        if not found:  # a name of CMake's, such as `all`
+            return True
+        number, variant, kind = found.groups()
+        built = int(number[:-1]), int(number[-1])
+        family = card[0] == built[0] and card >= built
+        if card == built or (family and variant != "a" and kind != "-virtual"):
+            return True
+        if card > built and not variant and kind != "-real":
+            return True
+    return False
+
+
 @functools.cache
-def warn_reference(device_type: str) -> None:
-    """Warn, once a device type, that plain torch runs in place of the kernels."""
-    reason = why_not() if device_type == "cpu" else f"this version has no {device_type} kernels"
-    warnings.warn(f"acdc_kernels: the plain torch reference runs on {device_type} (slow): {reason}", stacklevel=2)
+def why_no_cuda() -> str:
+    """Why no CUDA kernel can run here; empty where those that were built can."""
+    if not available():
+        return why_not()
+    built = build_info()
+    if built["cuda"] == "off":
+        return f"built without CUDA: {built['no_cuda'] or 'ACDC_CUDA=OFF'}"
+    if not torch.version.cuda:
+        return f"torch {torch.__version__} is built without CUDA"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    card = torch.cuda.get_device_capability()
+    if not covers(built["cuda_architectures"], card):
+        return (
+            f"built for {built['cuda_architectures']}, not for this card's compute capability {card[0]}.{card[1]}: "
+            f'build with TORCH_CUDA_ARCH_LIST="{card[0]}.{card[1]}"'
+        )
+    return ""
+
+
+def warn_reference(device_type: str, op: str = "") -> None:
+    """Warn, once for each reason, that plain torch runs in place of the kernels; ``op``: what has none of its own."""
+    if device_type == "cpu":
+        reason = why_not()
+    elif device_type == "cuda":
+        reason = why_no_cuda() or f"{op or 'this op'} has no CUDA kernel in this version"
+    else:
+        reason = f"this version has no {device_type} kernels"
+    _warn_once(device_type, reason)
+
+
+@functools.cache
+def _warn_once(device_type: str, reason: str) -> None:
+    warnings.warn(f"acdc_kernels: the plain torch reference runs on {device_type} (slow): {reason}", stacklevel=3)
 
 
 def load() -> None:

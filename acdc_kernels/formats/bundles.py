@@ -155,15 +155,16 @@ class Topology:
     def outlived_mask(self) -> bool:
         """Whether the mask was changed in place since the topology was built.
 
-        A mask made in inference mode counts no changes: of it the number of kept weights is compared. A compiled graph
-        doesn't ask; its gathering raises where the mask keeps another number of weights.
+        A mask made in inference mode counts no changes: of it the number of kept weights is compared, on a CPU; on a
+        GPU that would wait for the device. A compiled graph doesn't ask. Where the mask keeps another number of
+        weights, gathering and scattering then raise on a CPU and give NaN on a GPU.
         """
         if torch.compiler.is_compiling():
             return False
         bits, known = self.bits, getattr(self, "_mask_version", None)
         if known != _version(bits):
             return True
-        return known is None and _has_data(bits) and count_bits(bits) != self.kept
+        return known is None and _readable(bits) and count_bits(bits) != self.kept
 
     def __repr__(self) -> str:
         return f"Topology({self.format!r}, {list(self.shape)}, kept={self.kept}, nbytes={self.nbytes})"
@@ -177,8 +178,9 @@ def _version(bits: object) -> int | None:
     return bits._version if isinstance(bits, Tensor) and not bits.is_inference() else None
 
 
-def _has_data(bits: object) -> bool:
-    return type(bits) is Tensor and bits.dtype == torch.uint8 and not bits.is_meta
+def _readable(bits: object) -> bool:
+    """Whether it can be counted without waiting for a device."""
+    return type(bits) is Tensor and bits.dtype == torch.uint8 and bits.device.type == "cpu"
 
 
 def _rebuild(index: Iterable[Tensor], context: tuple[str, tuple[int, ...], bool]) -> Topology:

@@ -21,10 +21,10 @@ def count_bits(bits: Tensor) -> int:
     return int((torch.bincount(bits, minlength=256) * ones).sum())
 
 
-def check_bits(where: str, bits: object, numel: int, device: torch.device | None = None) -> None:
+def check_bits(where: str, bits: object, numel: int, device: torch.device | None = None, *, wait: bool = False) -> None:
     """Raise unless ``bits`` can be the mask of ``numel`` elements; ``where`` opens the message (``"op: bits"``).
 
-    Reads the last byte on a CPU only: on a GPU that would wait for the device.
+    Reads the last byte on a CPU only: on a GPU that would wait for the device, which ``wait`` allows.
     """
     if not isinstance(bits, Tensor):
         raise TypeError(f"{where} must be a uint8 tensor, got {type(bits).__name__}")
@@ -38,5 +38,6 @@ def check_bits(where: str, bits: object, numel: int, device: torch.device | None
     if not bits.is_contiguous():
         raise ValueError(f"{where} must be contiguous, got stride {bits.stride(0)}")
     used = numel % 8
-    if used and bits.device.type == "cpu" and not torch.compiler.is_compiling() and int(bits[-1]) >> used:
+    readable = bits.device.type == "cpu" or (wait and not bits.is_meta)
+    if used and readable and not torch.compiler.is_compiling() and int(bits[-1]) >> used:
         raise ValueError(f"{where} must have zeros in the unused bits of its last byte, got {int(bits[-1]):#010b}")

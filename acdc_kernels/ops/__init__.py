@@ -1,6 +1,7 @@
 """The ops: each in its own room, with one specification (``reference``) that every backend is held to."""
 
 from .. import _native
+from .magnitude_histogram import magnitude_histogram
 from .mask_bits import apply_mask_, pack_mask, unpack_mask
 from .masked_adamw import masked_adamw_
 from .masked_sgd import masked_sgd_
@@ -13,6 +14,7 @@ __all__ = [
     "build_topology",
     "compress",
     "decompress",
+    "magnitude_histogram",
     "masked_adamw_",
     "masked_sgd_",
     "pack_mask",

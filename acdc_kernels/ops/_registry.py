@@ -48,7 +48,7 @@ def register(
 
     def stand_in(*args: Any) -> Any:
         if not composed:
-            _native.warn_reference(_device_type(args))
+            _native.warn_reference(_device_type(args), name)
         return reference(*args)
 
     op = torch.library.custom_op(f"{NAMESPACE}::{name}", stand_in, mutates_args=mutates, schema=schema)

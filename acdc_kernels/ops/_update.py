@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..formats.mask_bits import check_bits
+from ._registry import has_kernel, register
 from .dtypes import FLOAT_DTYPES
 from .mask_bits.reference import unpack_mask
 
@@ -64,6 +66,13 @@ def check_scalars(op: str, device: torch.device, **scalars: Tensor | None) -> No
             raise ValueError(f"{op}: {name} must be on {device} as params[0], got {value.device}")
 
 
+def check_zeros_kept(op: str, params: Sequence[Tensor], zeros_kept: Sequence[bool]) -> list[bool]:
+    """``zeros_kept`` as the op takes it; raises ValueError unless it has one entry a parameter, or none."""
+    if zeros_kept and len(zeros_kept) != len(params):
+        raise ValueError(f"{op}: zeros_kept must have one entry a parameter ({len(params)}), got {len(zeros_kept)}")
+    return [bool(kept) for kept in zeros_kept]
+
+
 def compute_dtype(param: Tensor) -> torch.dtype:
     """16-bit parameters are computed in float32."""
     return torch.float32 if param.dtype in HALF_DTYPES else param.dtype
@@ -93,6 +102,17 @@ def store(old: Tensor, new: Tensor, masked: Tensor | None, found_inf: Tensor | N
 
 def masked_positions(bits: Tensor | None, param: Tensor) -> Tensor | None:
     return None if bits is None else ~unpack_mask(bits, list(param.shape))
+
+
+_skips_kept_zeros = register(
+    "skips_kept_zeros", "(Tensor param) -> bool", lambda param: False, lambda param: False, composed=True
+)
+
+
+@functools.cache
+def skips_kept_zeros(device_type: str) -> bool:
+    """Whether ``zeros_kept`` saves an update anything on this kind of device."""
+    return has_kernel(_skips_kept_zeros, device_type)
 
 
 def launch(op: torch._ops.OpOverload, written: Iterable[Tensor], *args: Any) -> None:

@@ -7,27 +7,21 @@ over the processes, finds the k-th largest weight; what is left to share out are
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from .magnitude_histogram import magnitude_histogram
+from .magnitude_histogram.contract import MOST_BITS
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 __all__ = ["disagreeing", "from_first", "is_sharded", "local_part", "shard_budgets", "shard_group_of"]
 
-_BINS = 12  # bits of the key that a histogram tells apart
-# Together a small part of the 1 MiB that a selection may need.
-_COUNTS = 1 << 13  # of all histograms together
-_BLOCK = 1 << 14  # elements whose keys are in memory at a time
-_INTEGERS = {
-    torch.float64: torch.int64,
-    torch.float32: torch.int32,
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-}
+_COUNTS = 1 << 13  # of all histograms together: a small part of the 1 MiB that a selection may need
 
 
 def is_sharded(tensor: object) -> bool:
@@ -104,25 +98,20 @@ def shard_budgets(shards: Sequence[Tensor], keep: Sequence[int], group: ProcessG
         raise ValueError(f"topk_mask: keep must be in [0, {too_many[0][1]}], got {too_many[0][0]}")
     rank = torch.tensor(list(keep), dtype=torch.int64, device=device)  # counted from the largest key, from 1
     base = torch.zeros(rows, dtype=torch.int64, device=device)
-    width = torch.iinfo(_INTEGERS[shards[0].dtype]).bits - 1
-    at_once = max(1, min(_BINS, (_COUNTS // rows).bit_length() - 1))
+    width = shards[0].dtype.itemsize * 8 - 1
+    at_once = max(1, min(MOST_BITS, (_COUNTS // rows).bit_length() - 1))
     while width > 0:
         shift = max(width - at_once, 0)
         bins = 1 << (width - shift)
-        counts = torch.zeros(rows, bins, dtype=torch.int64, device=device)
-        for i, shard in enumerate(shards):
-            for keys in _keys(shard):
-                # one bin more on each side for the keys outside
-                inside = keys.sub_(base[row_of[i]]).bitwise_right_shift_(shift).clamp_(-1, bins).add_(1)
-                counts[row_of[i]] += torch.bincount(inside, minlength=bins + 2)[1:-1]
+        counts = magnitude_histogram(shards, base, width, shift)
         _sum(counts, group)
-        above = counts.flip(1).cumsum(1)  # [r, j]: keys in the j + 1 highest bins
+        above = counts[:, :-1].flip(1).cumsum(1)  # [r, j]: keys in the j + 1 highest bins
         steps = (above < rank[:, None]).sum(1).clamp(max=bins - 1)
         passed = torch.where(steps > 0, above.gather(1, (steps - 1).clamp(min=0)[:, None]).squeeze(1), 0)
         rank = rank - passed
         base = base + ((bins - 1 - steps) << shift)
         width = shift
-    greater, equal = _around(shards, [base[row] for row in row_of])
+    equal, greater = magnitude_histogram(shards, base.expand(len(shards)), 0, 0).t().contiguous()
     taken = (rank[row_of] - _ties_before(equal, group, by_weight, each)).clamp(min=0).minimum(equal)
     none = rank.new_tensor([keep[row] == 0 for row in row_of], dtype=torch.bool)
     return torch.where(none, 0, greater + taken).tolist()
@@ -142,39 +131,6 @@ def _ties_before(equal: Tensor, group: ProcessGroup, by_weight: bool, each: bool
         return before
     in_order = ties.sum(0) if by_weight else equal
     return before + in_order.cumsum(0) - in_order
-
-
-def _around(shards: Sequence[Tensor], thresholds: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """(keys above, keys equal) of each shard's threshold: int64 [len(shards)] each."""
-    greater = thresholds[0].new_zeros(len(shards))
-    equal = thresholds[0].new_zeros(len(shards))
-    for i, (shard, threshold) in enumerate(zip(shards, thresholds, strict=True)):
-        for keys in _keys(shard):
-            greater[i] += (keys > threshold).sum()
-            equal[i] += (keys == threshold).sum()
-    return greater, equal
-
-
-def _keys(shard: Tensor) -> Iterator[Tensor]:
-    """Magnitudes as integers that are ordered as they are, every NaN just above Inf: a new int64 tensor a block."""
-    integer = _INTEGERS[shard.dtype]
-    magnitude = torch.iinfo(integer).max
-    inf = int(torch.tensor(float("inf"), dtype=shard.dtype).view(integer))
-    for block in _blocks(shard.detach()):
-        yield (block.view(integer) & magnitude).clamp_(max=inf + 1).to(torch.int64)
-
-
-def _blocks(shard: Tensor) -> Iterator[Tensor]:
-    """Its elements, at most _BLOCK at a time, as [n]; copied only where they don't lie one after another."""
-    if shard.is_contiguous():
-        flat = shard.view(-1)
-        yield from (flat[i : i + _BLOCK] for i in range(0, len(flat), _BLOCK))
-    elif shard.numel() <= _BLOCK:
-        yield shard.reshape(-1)
-    else:
-        rows = max(1, _BLOCK // shard[0].numel())
-        for i in range(0, len(shard), rows):
-            yield from _blocks(shard[i : i + rows] if rows > 1 or shard.dim() == 1 else shard[i])
 
 
 def _sum(tensor: Tensor, group: ProcessGroup) -> None:

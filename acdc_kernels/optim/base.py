@@ -91,8 +91,6 @@ class MaskedOptimizer(Optimizer):
         for group, params, grads, others in work:
             if params:
                 self._native_step(group, params, grads)
-                if not torch.compiler.is_compiling() and (found_inf is None or found_inf.is_cpu):  # it wasn't skipped
-                    self._masks.written(params)
             if others and not (found_inf is not None and found_inf.item()):
                 scale = getattr(self, "grad_scale", None)
                 self._torch_step(
@@ -122,31 +120,32 @@ class MaskedOptimizer(Optimizer):
         grads: list[Tensor],
         states: list[list[Tensor]],
     ) -> None:
-        """``op(params, grads, *states, bits, lr, *hyper, lr_tensor, grad_scale, found_inf)`` for each device."""
-        masks = self._masks._bits
-        bits = [masks.get(p) for p in params]
-        written = params + [t for state in states for t in state]
-        grads = local_grads(params, grads)
-        params, states = local_tensors(params), [local_tensors(state) for state in states]
+        """``op(params, grads, *states, bits, lr, *hyper, lr_tensor, grad_scale, found_inf, zeros_kept)`` a device."""
         devices = {p.device for p in params}
-        if len(devices) == 1:
-            rate, *scalars = self._scalars(lr, params[0].device)
-            launch(op, written, params, grads, *states, bits, rate, *hyper, *scalars)
+        if len(devices) > 1:
+            for device in devices:
+                here = [i for i, p in enumerate(params) if p.device == device]
+                ours, theirs, *rest = ([ts[i] for i in here] if ts else [] for ts in (params, grads, *states))
+                self._launch(op, lr, hyper, ours, theirs, rest)
             return
-        for device in devices:
-            here = [i for i, p in enumerate(params) if p.device == device]
-            rate, *scalars = self._scalars(lr, device)
-            launch(
-                op,
-                [t for t in written if t.device == device],
-                [params[i] for i in here],
-                [grads[i] for i in here],
-                *([state[i] for i in here] if state else [] for state in states),
-                [bits[i] for i in here],
-                rate,
-                *hyper,
-                *scalars,
-            )
+        rate, *scalars = self._scalars(lr, params[0].device)
+        bits = [self._masks._bits.get(p) for p in params]
+        masked = [state for state in states[: len(self._param_sized)] if state]
+        around = self._masks.around(params, masked, bits) if not torch.compiler.is_compiling() else None
+        launch(
+            op,
+            params + [t for state in states for t in state],
+            local_tensors(params),
+            local_grads(params, grads),
+            *(local_tensors(state) for state in states),
+            bits,
+            rate,
+            *hyper,
+            *scalars,
+            around.zeros_kept if around else [],
+        )
+        if around:
+            around.written(self._found_inf)
 
     def _scalars(
         self, lr: float | Tensor, device: torch.device

@@ -13,6 +13,11 @@ from torch import Tensor
 _PLAIN = frozenset((torch.nn.Parameter, Tensor))
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether it has no other tensor inside, through which it could be written to."""
+    return type(tensor) in _PLAIN
+
+
 def local_tensor(tensor: Tensor) -> Tensor:
     """The tensor that a kernel reads and writes."""
     return tensor if type(tensor) in _PLAIN or not hasattr(tensor, "to_local") else tensor.to_local()

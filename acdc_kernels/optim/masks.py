@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,8 +12,10 @@ from torch.nn import Parameter
 
 from ..formats.mask_bits import check_bits
 from ..ops import apply_mask_
+from ..ops._update import skips_kept_zeros
 from ..ops.dtypes import FLOAT_DTYPES
-from .local import local_tensor
+from .local import is_plain, local_tensor
+from .traces import Trace, Traces
 
 if TYPE_CHECKING:
     from .base import MaskedOptimizer
@@ -27,6 +29,10 @@ class Masks(MutableMapping[Parameter, Tensor]):
     again (masked weights stay zero until a step moves them). The bits are used as given, not copied: don't change
     them in place.
 
+    On a GPU a step leaves sectors that are masked as a whole alone while torch counts no write to a parameter and its
+    state since the last step, or since the mask was set. torch doesn't count writes through ``p.data``, nor those of a
+    replayed CUDA graph: after one that may have set masked weights, set the mask again.
+
     Raises:
         KeyError: the parameter does not belong to the optimizer.
         TypeError, ValueError: the bits don't fit the parameter. Nothing was changed then.
@@ -36,7 +42,7 @@ class Masks(MutableMapping[Parameter, Tensor]):
         self._optimizer = optimizer
         self._bits: dict[Parameter, Tensor] = {}
         self._listeners: list[weakref.WeakMethod[Callable[[], None]]] = []
-        self._written: dict[Parameter, tuple[int, int]] = {}
+        self._traces = Traces()
 
     def __getitem__(self, param: Parameter) -> Tensor:
         return self._bits[param]
@@ -46,7 +52,7 @@ class Masks(MutableMapping[Parameter, Tensor]):
 
     def __delitem__(self, param: Parameter) -> None:
         del self._bits[param]
-        self._written.pop(param, None)
+        self._traces.forget([param])
         self._tell()
 
     def __iter__(self) -> Iterator[Parameter]:
@@ -63,7 +69,7 @@ class Masks(MutableMapping[Parameter, Tensor]):
         new = dict(other)
         self._apply(new)
         self._bits.update(new)
-        self._written.clear()
+        self._applied(new)
         self._tell()
 
     def restore(self, bits: Mapping[Parameter, Tensor]) -> None:
@@ -71,7 +77,7 @@ class Masks(MutableMapping[Parameter, Tensor]):
         new = dict(bits)
         self._apply(new)
         self._bits = new
-        self._written.clear()
+        self._applied(new)
         self._tell()
 
     def listen(self, changed: Callable[[], None]) -> None:
@@ -81,20 +87,31 @@ class Masks(MutableMapping[Parameter, Tensor]):
         """
         self._listeners.append(weakref.WeakMethod(changed))
 
-    def written(self, params: Iterable[Parameter]) -> None:
-        """Called by the optimizer when it has written to ``params``, those that are masked with their masks applied."""
-        if self._listeners:  # nobody else asks
-            masked = self._bits
-            for p in params:
-                if type(p) is Parameter and p in masked:
-                    self._written[p] = p._version, p.data_ptr()
+    def around(
+        self, params: Sequence[Tensor], states: Sequence[Sequence[Tensor]], bits: Sequence[Tensor | None]
+    ) -> AroundStep:
+        """Called before a launch that writes to ``params``, all on one device, and their ``states``, under ``bits``."""
+        return AroundStep(self, params, states, bits)
 
     def untouched(self, param: Parameter) -> bool:
         """Whether nobody has written to a masked parameter since the optimizer did, with the mask that it has now.
 
-        False also where nobody knows: before the optimizer's first step with this mask, and for compiled steps.
+        False also where nobody knows: on a CPU before the optimizer's first step with this mask, and for compiled
+        steps.
         """
-        return self._written.get(param) == (param._version, param.data_ptr())
+        return self._traces.is_unchanged(param)
+
+    def _applied(self, new: Iterable[Parameter]) -> None:
+        """Called when the masks of ``new`` have been applied."""
+        self._traces.forget()
+        for p in new:
+            if is_plain(p) and skips_kept_zeros(p.device.type):
+                self._traces.leave([[p], *([t] for t in self._states(p).values())])
+
+    def _states(self, param: Parameter) -> dict[str, Tensor]:
+        """Those of its shape; by name, for a step count has the shape of a parameter without dimensions."""
+        state = self._optimizer.state.get(param, {})
+        return {name: state[name] for name in self._optimizer._param_sized if state.get(name) is not None}
 
     def _tell(self) -> None:
         self._listeners = [listener for listener in self._listeners if listener() is not None]
@@ -109,13 +126,10 @@ class Masks(MutableMapping[Parameter, Tensor]):
         tensors: list[Tensor] = []
         masks: list[Tensor] = []
         for param, bits in new.items():
-            state = self._optimizer.state.get(param, {})
-            # By name: a step count has the shape of a parameter without dimensions.
-            names = [name for name in self._optimizer._param_sized if state.get(name) is not None]
-            for name in names:
-                if state[name].layout != torch.strided:  # the momentum of sparse gradients
-                    state[name] = state[name].to_dense()
-            for tensor in (param, *(state[name] for name in names)):
+            for name, value in self._states(param).items():
+                if value.layout != torch.strided:  # the momentum of sparse gradients
+                    self._optimizer.state[param][name] = value.to_dense()
+            for tensor in (param, *self._states(param).values()):
                 tensors.append(local_tensor(tensor))
                 masks.append(bits)
         for device in dict.fromkeys(t.device for t in tensors):
@@ -135,3 +149,52 @@ class Masks(MutableMapping[Parameter, Tensor]):
             if param.layout != torch.strided:
                 raise TypeError(f"masks: a masked parameter must be a strided tensor, got {param.layout}")
             check_bits("masks: bits", bits, local_tensor(param).numel(), param.device)
+
+
+class AroundStep:
+    """What is known of zeros before a launch, and what is left to know after it.
+
+    Attributes:
+        zeros_kept: as the ops take it. True for a masked parameter that, with its states, nobody has written to since
+            the last step, or since its mask was set: they are +0.0 where it is masked. Empty where no kernel would make
+            use of it; and in the capture of a CUDA graph, whose replays can't tell what was written before.
+    """
+
+    def __init__(
+        self,
+        masks: Masks,
+        params: Sequence[Tensor],
+        states: Sequence[Sequence[Tensor]],
+        bits: Sequence[Tensor | None],
+    ) -> None:
+        self._traces, self.zeros_kept = masks._traces, []
+        self._columns: list[list[Tensor]] = []
+        self._before: Trace | None = None
+        device = params[0].device
+        skips = skips_kept_zeros(device.type)
+        if not masks._bits or not (skips or masks._listeners):  # nobody asks
+            return
+        at = [i for i, b in enumerate(bits) if b is not None and is_plain(params[i])]
+        if not at:
+            return
+        if not skips:
+            self._columns = [[params[i] for i in at]]
+            return
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            self._traces.forget()
+            return
+        self._columns = [[column[i] for i in at] for column in (params, *states)]
+        self._before = Trace(self._columns)
+        self._known = self._traces.unchanged(self._before)
+        self.zeros_kept = [False] * len(params)
+        for i, known in zip(at, self._known, strict=True):
+            self.zeros_kept[i] = known
+
+    def written(self, found_inf: Tensor | None) -> None:
+        """Called after the launch. Where the device may have skipped it, what wasn't known before isn't now."""
+        if not self._columns:
+            return
+        if found_inf is None or found_inf.is_cpu:
+            self._traces.leave(self._columns, self._before)
+        elif self._before is not None:
+            self._traces.leave(self._columns, self._before, self._known)

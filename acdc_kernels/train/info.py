@@ -10,7 +10,7 @@ from .machine import machine
 from .tables import text_table
 
 NAMESPACE = "acdc_kernels::"
-COMPOSED = "acdc_kernels::planned_"  # these call other ops
+NOT_KERNELS = ("acdc_kernels::planned_", "acdc_kernels::skips_")  # they call other ops, or answer for them
 
 
 def info_text() -> str:
@@ -31,7 +31,7 @@ def kernel_rows() -> list[list[str]]:
     """For each op: its name and what runs for it on the CPU and on a CUDA GPU."""
     _native.available()  # loads the library, which registers its kernels
     names = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith(NAMESPACE))
-    names = [name for name in names if not name.startswith(COMPOSED)]
+    names = [name for name in names if not name.startswith(NOT_KERNELS)]
     return [[name.removeprefix(NAMESPACE), _kernel(name, "CPU"), _kernel(name, "CUDA")] for name in names]
 
 
@@ -44,7 +44,10 @@ def _kernel(op: str, device: str) -> str:
 def _built() -> list[tuple[str, str]]:
     if not _native.available():
         return [("kernels", f"none: {_native.why_not()}")]
-    return [(key.replace("_", " "), str(value)) for key, value in _native.build_info().items()]
+    facts = {key.replace("_", " "): str(value) for key, value in _native.build_info().items() if value}
+    if why := facts.pop("no cuda", ""):
+        facts["cuda"] += f" ({why})"
+    return list(facts.items())
 
 
 def _machine() -> list[tuple[str, str]]:
@@ -80,10 +83,11 @@ def _fp16() -> str:
 
 
 def _notes() -> list[str]:
-    notes = ["No op has CUDA kernels in this version; on a GPU the plain torch reference runs."]
     if not _native.available():
-        notes.insert(0, f"The C++ kernels cannot run: {_native.why_not()}.")
-    return notes
+        return [f"The C++ kernels cannot run: {_native.why_not()}."]
+    if why := _native.why_no_cuda():
+        return [f"CUDA kernels cannot run: {why}."]
+    return []
 
 
 def _section(title: str, rows: list[tuple[str, str]]) -> str:

@@ -18,7 +18,9 @@ std::vector<std::string> isa_levels() {
 }
 
 std::map<std::string, std::string> build_info() {
-  return {{"version", ACDC_VERSION}, {"compiler", ACDC_COMPILER}, {"build_type", ACDC_BUILD_TYPE}, {"torch_target", ACDC_TORCH_TARGET}, {"cuda", ACDC_BUILD_CUDA}};
+  return {{"version", ACDC_VERSION},       {"compiler", ACDC_COMPILER}, {"build_type", ACDC_BUILD_TYPE},
+          {"torch_target", ACDC_TORCH_TARGET}, {"cuda", ACDC_BUILD_CUDA},   {"cuda_architectures", ACDC_BUILD_CUDA_FOR},
+          {"no_cuda", ACDC_NO_CUDA}};
 }
 
 }  // namespace

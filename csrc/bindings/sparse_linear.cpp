@@ -2,73 +2,11 @@
 
 #include <tuple>
 
-#include "bindings/convert.h"
+#include "bindings/bundle_meta.h"
 #include "sparse_linear/half_kernels.h"
 
 namespace acdc {
 namespace {
-
-using Tensors = std::vector<Tensor>;
-using Ints = std::vector<int64_t>;
-
-// What the public functions have checked is checked here once more as far as memory depends on it.
-BundleFormat format_of(const std::string& format, const char* op) {
-  STD_TORCH_CHECK(format == "bundles" || format == "bundles-4x1", op, ": format must be bundles or bundles-4x1, got ", format);
-  return format == "bundles" ? BundleFormat::single : BundleFormat::block4x1;
-}
-
-struct Meta {
-  int64_t rows, cols, kept;
-  int32_t panel_rows, block_cols, t_panel_rows, t_block_cols;
-
-  Meta(const Ints& meta, const char* op) {
-    STD_TORCH_CHECK(meta.size() == 7, op, ": meta must have 7 entries, got ", meta.size());
-    rows = meta[0], cols = meta[1], kept = meta[2];
-    STD_TORCH_CHECK(rows >= 0 && cols >= 0 && kept >= 0 && kept < (int64_t{1} << 31), op, ": meta must hold a shape and fewer than 2^31 kept");
-    for (int i = 3; i < 7; ++i) {
-      const int64_t largest = i % 2 == 1 ? kLargestPanel : kLargestBlock;
-      STD_TORCH_CHECK(meta[i] >= 4 && meta[i] <= largest && meta[i] % 4 == 0, op, ": meta[", i, "] must be a multiple of 4 up to ", largest);
-    }
-    panel_rows = static_cast<int32_t>(meta[3]), block_cols = static_cast<int32_t>(meta[4]);
-    t_panel_rows = static_cast<int32_t>(meta[5]), t_block_cols = static_cast<int32_t>(meta[6]);
-  }
-};
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// An index tensor's data, of `count` elements.
-template <class T>
-T* part(const Tensors& index, size_t i, ScalarType type, int64_t count, const char* op) {
-  STD_TORCH_CHECK(index.size() == 10, op, ": index must have 10 tensors, got ", index.size());
-  const Tensor& t = index[i];
-  STD_TORCH_CHECK(t.is_cpu() && t.is_contiguous() && t.scalar_type() == type && t.numel() == count, op, ": index[", i, "] must be contiguous with ",
-                  count, " elements, got ", t.numel());
-  return static_cast<T*>(t.data_ptr());
-}
-
-BundleIndex index_of(const Tensors& index, const Meta& m, BundleFormat format, const char* op) {
-  const int64_t entries = format == BundleFormat::block4x1 ? m.kept / 4 : m.kept;
-  const int64_t bundles = bundle_count(m.rows, m.cols, m.panel_rows, m.block_cols), t_bundles = bundle_count(m.cols, m.rows, m.t_panel_rows, m.t_block_cols);
-  const int64_t starts = ceil_div(m.rows, m.panel_rows) * ceil_div(m.cols, m.block_cols) + 1;
-  const int64_t t_starts = ceil_div(m.cols, m.t_panel_rows) * ceil_div(m.rows, m.t_block_cols) + 1;
-  return {m.rows,
-          m.cols,
-          m.kept,
-          m.panel_rows,
-          m.block_cols,
-          m.t_panel_rows,
-          m.t_block_cols,
-          format,
-          part<int64_t>(index, 1, ScalarType::Long, ceil_div(m.rows * m.cols, kRankElements) + 1, op),
-          part<int32_t>(index, 2, ScalarType::Int, m.kept, op),
-          part<Bundle>(index, 3, ScalarType::Short, 8 * bundles, op),
-          part<int64_t>(index, 4, ScalarType::Long, starts, op),
-          part<int16_t>(index, 5, ScalarType::Short, entries, op),
-          part<Bundle>(index, 6, ScalarType::Short, 8 * t_bundles, op),
-          part<int64_t>(index, 7, ScalarType::Long, t_starts, op),
-          part<int16_t>(index, 8, ScalarType::Short, entries, op),
-          part<int32_t>(index, 9, ScalarType::Int, entries, op)};
-}
 
 Tensors build_bundles(const Tensor& bits, Ints meta, StringHandle format_handle) {
   const char* op = "build_bundles";
@@ -77,18 +15,8 @@ Tensors build_bundles(const Tensor& bits, Ints meta, StringHandle format_handle)
   const BundleFormat f = format_of(format, op);
   STD_TORCH_CHECK(f == BundleFormat::single || (m.rows % 4 == 0 && m.kept % 4 == 0), op, ": rows and kept must be multiples of 4 for ", format);
   const uint8_t* mask = bits_of(bits, m.rows * m.cols, op);
-  const int64_t entries = f == BundleFormat::block4x1 ? m.kept / 4 : m.kept;
-  auto make = [&](Ints shape, ScalarType type) { return torch::stable::new_empty(bits, shape, type); };
-  auto side = [&](Tensors& to, int64_t rows, int64_t cols, int32_t panel_rows, int32_t block_cols) {
-    to.push_back(make({bundle_count(rows, cols, panel_rows, block_cols), 8}, ScalarType::Short));
-    to.push_back(make({ceil_div(rows, panel_rows) * ceil_div(cols, block_cols) + 1}, ScalarType::Long));
-    to.push_back(make({entries}, ScalarType::Short));
-  };
-  Tensors index = {bits, make({ceil_div(m.rows * m.cols, kRankElements) + 1}, ScalarType::Long), make({m.kept}, ScalarType::Int)};
-  side(index, m.rows, m.cols, m.panel_rows, m.block_cols);
-  side(index, m.cols, m.rows, m.t_panel_rows, m.t_block_cols);
-  index.push_back(make({entries}, ScalarType::Int));
-  const BundleError error = build_bundles_cpu(mask, index_of(index, m, f, op), pool());
+  const Tensors index = new_index(bits, m, f);
+  const BundleError error = build_bundles_cpu(mask, index_of(index, m, f, bits, op), pool());
   STD_TORCH_CHECK(error != BundleError::count_differs, op, ": bits must keep ", m.kept, " weights");
   STD_TORCH_CHECK(error != BundleError::groups_differ, op, ": bits must keep the same columns in the four rows of a group");
   return Tensors(index.begin() + 1, index.end());
@@ -98,13 +26,11 @@ void check_mask(BundleError error, const char* op) {
   STD_TORCH_CHECK(error == BundleError::none, op, ": index must be of the mask as it is now, got one whose bits were changed since it was built; compress again");
 }
 
-int value_bytes(const Tensor& t, const char* op) { return static_cast<int>(element_bytes(dtype_of(t, op))); }
-
 Tensor gather_values(const Tensor& weight, Tensors index, Ints meta, StringHandle format_handle) {
   const char* op = "gather_values";
   const std::string format = take_string(format_handle);
   const Meta m(meta, op);
-  const BundleIndex i = index_of(index, m, format_of(format, op), op);
+  const BundleIndex i = index_of(index, m, format_of(format, op), weight, op);
   STD_TORCH_CHECK(weight.is_cpu() && weight.dim() == 2 && weight.size(0) == m.rows && weight.size(1) == m.cols, op, ": weight must have shape [", m.rows,
                   ", ", m.cols, "]");
   Tensor values = torch::stable::new_empty(weight, {m.kept});
@@ -118,7 +44,7 @@ Tensor scatter_values(const Tensor& values, Tensors index, Ints meta, StringHand
   const char* op = "scatter_values";
   const std::string format = take_string(format_handle);
   const Meta m(meta, op);
-  const BundleIndex i = index_of(index, m, format_of(format, op), op);
+  const BundleIndex i = index_of(index, m, format_of(format, op), values, op);
   STD_TORCH_CHECK(values.is_cpu() && values.dim() == 1 && values.numel() == m.kept, op, ": values must have ", m.kept, " elements");
   const Tensor dense = torch::stable::contiguous(values);
   Tensor weight = torch::stable::new_empty(values, {m.rows, m.cols});
@@ -132,7 +58,7 @@ Tensor scatter_values(const Tensor& values, Tensors index, Ints meta, StringHand
 SparseWeight weight_of(const Tensor& values, const Tensors& index, const Ints& meta, const std::string& format, const char* op) {
   const Meta m(meta, op);
   const BundleFormat f = format_of(format, op);
-  const BundleIndex i = index_of(index, m, f, op);
+  const BundleIndex i = index_of(index, m, f, values, op);
   STD_TORCH_CHECK(values.is_cpu() && values.scalar_type() == ScalarType::Float && values.is_contiguous() && values.dim() == 1 && values.numel() == m.kept,
                   op, ": values must be ", m.kept, " contiguous float32");
   return {f,

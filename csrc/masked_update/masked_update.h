@@ -17,6 +17,7 @@ struct UpdateTensor {
   TensorRef param, grad, states[kMaxStates];  // data == nullptr: the update has no such state
   const uint8_t* bits;                        // nullptr: dense
   DType dtype, state_dtype;                   // the states': dtype, or f32 where dtype has 16 bits
+  bool zeros_kept = false;                    // param and states are +0.0 where the mask bit is 0: a GPU doesn't write them again
 };
 
 // For each element, with g = gradient / grad_scale, negated if maximize, and b = states[0]:

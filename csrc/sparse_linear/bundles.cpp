@@ -318,11 +318,6 @@ BundleError scatter(const T* values, const MaskWords& mask, const int64_t* rank,
 
 }  // namespace
 
-int64_t bundle_count(int64_t rows, int64_t cols, int32_t panel_rows, int32_t block_cols) {
-  const int64_t whole = rows / panel_rows, left = rows % panel_rows;
-  return (whole * (panel_rows / 4) + (left + 3) / 4) * ceil_div(cols, block_cols);
-}
-
 BundleError build_bundles_cpu(const uint8_t* bits, const BundleIndex& index, const Pool& pool) { return Builder(bits, index, pool).build(); }
 
 BundleError gather_values_cpu(const void* weight, int64_t row_stride, int64_t col_stride, const uint8_t* bits, const int64_t* rank,

@@ -48,7 +48,10 @@ struct BundleSide {
   }
 };
 
-int64_t bundle_count(int64_t rows, int64_t cols, int32_t panel_rows, int32_t block_cols);
+inline int64_t bundle_count(int64_t rows, int64_t cols, int32_t panel_rows, int32_t block_cols) {
+  const int64_t whole = rows / panel_rows, left = rows % panel_rows;
+  return (whole * (panel_rows / 4) + (left + 3) / 4) * ((cols + block_cols - 1) / block_cols);
+}
 
 // Where the index of a mask is written; sizes as in bundles.h's tensors.
 struct BundleIndex {

@@ -176,7 +176,7 @@ class Selection {
   void note_nan(const Chunk& c, U largest) {
     if (largest < rule_.nan) return;
     int64_t count = 0;
-    source_.blocks(c, [&](const U* p, int64_t n, int64_t) { count += loops_.count_nan(p, n, rule_); });
+    source_.blocks(c, [&](const U* p, int64_t n, int64_t) { count += loops_.count_from(p, n, rule_, rule_.nan); });
     __atomic_fetch_add(&nan_count_[c.tensor], count, __ATOMIC_RELAXED);
   }
 

@@ -24,8 +24,8 @@ struct TopkLoops {
   void (*histogram)(const U* p, int64_t n, KeyRule<U> rule, U base, int width, int shift, uint32_t* histogram);
   // Sets the bits of the first `take` keys == threshold.
   void (*take_equal)(const U* p, int64_t n, KeyRule<U> rule, U threshold, int64_t take, uint8_t* bits);
-  // How many keys are NaN.
-  int64_t (*count_nan)(const U* p, int64_t n, KeyRule<U> rule);
+  // How many keys are >= threshold.
+  int64_t (*count_from)(const U* p, int64_t n, KeyRule<U> rule, U threshold);
 };
 
 struct TopkKernels {

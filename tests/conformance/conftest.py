@@ -1,7 +1,37 @@
-"""One set of cases for every backend of every op, against the reference in float64 or to the bit."""
+"""One set of cases for every backend of every op, against the reference in float64 or to the bit.
+
+``ACDC_TEST_DEVICE=cuda`` runs the same cases on a GPU: their tensors are made on the CPU and moved there before they
+get strides, and what they are compared with is computed on the CPU.
+"""
+
+import os
 
 import pytest
 import torch
+
+
+def _device():
+    asked = os.environ.get("ACDC_TEST_DEVICE", "cpu")
+    try:
+        return torch.empty(0, device=asked).device
+    except (AssertionError, RuntimeError) as error:
+        pytest.exit(f"ACDC_TEST_DEVICE: must be a device that torch has here, got {asked!r}: {error}", returncode=4)
+
+
+DEVICE = _device()
+ON_CPU = DEVICE.type == "cpu"
+
+
+def cpu_only(reason):
+    return pytest.mark.skipif(not ON_CPU, reason=reason)
+
+
+no_products = cpu_only("the sparse products have no CUDA kernels")
+
+
+def on_cpu(tensors):
+    """What a reference is given."""
+    return [None if t is None else t.cpu() for t in tensors]
 
 
 @pytest.fixture(autouse=True)
@@ -13,7 +43,7 @@ def _no_poison_left_behind():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(params=[1, 2], ids=["1-thread", "2-threads"])
+@pytest.fixture(params=[1, 2] if ON_CPU else [1], ids=["1-thread", "2-threads"] if ON_CPU else ["gpu"])
 def threads(request):
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
@@ -23,7 +53,8 @@ def threads(request):
 
 @pytest.fixture
 def extra_bytes():
-    """The bytes that a call which returns masks allocates beyond them, over all of its allocations."""
+    """The bytes that a call which returns masks allocates beyond them: on a CPU over all of its allocations, on a GPU at
+    the most at one time."""
 
     def measure(call):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
@@ -33,4 +64,13 @@ def extra_bytes():
         assert outputs <= allocated  # the profiler saw the op
         return allocated - outputs
 
-    return measure
+    def measure_gpu(call):
+        torch.cuda.reset_peak_memory_stats(DEVICE)
+        before = torch.cuda.memory_allocated(DEVICE)
+        masks = call()
+        outputs = sum(m.numel() for m in masks)
+        allocated = torch.cuda.max_memory_allocated(DEVICE) - before
+        assert outputs <= allocated
+        return allocated - outputs
+
+    return measure if ON_CPU else measure_gpu

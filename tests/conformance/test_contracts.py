@@ -5,7 +5,9 @@ import torch
 
 import acdc_kernels as acdc
 from acdc_kernels import pack_mask, topk_mask, unpack_mask
-from acdc_kernels.ops import apply_mask_, masked_adamw_, masked_sgd_, roofline
+from acdc_kernels.ops import apply_mask_, magnitude_histogram, masked_adamw_, masked_sgd_, roofline
+
+from .conftest import DEVICE, ON_CPU, no_products
 
 assert roofline.roofline_read  # importing the room registers its ops
 OPS = torch.ops.acdc_kernels
@@ -68,6 +70,11 @@ CALLS = {
         ([torch.randn(4, 8).to(d)], [], "2:4-transposable"),
     ),
     "topk_mask, blocks": lambda d: (OPS.topk_mask.default, ([torch.randn(8, 3).to(d)], [8], "block:4x1")),
+    "magnitude_histogram": lambda d: (OPS.magnitude_histogram.default, (tensors(d), torch.tensor([0]), 15, 3)),
+    "magnitude_histogram, a row each": lambda d: (
+        OPS.magnitude_histogram.default,
+        (tensors(d), torch.tensor([0, 16000]), 0, 0),
+    ),
     "pack_mask": lambda d: (OPS.pack_mask.default, (torch.rand(7, 5) < 0.5,)),
     "unpack_mask": lambda d: (OPS.unpack_mask.default, (bits()[0], [7, 5])),
     "apply_mask_": lambda d: (OPS.apply_mask_.default, (tensors(d), bits())),
@@ -132,22 +139,28 @@ CALLS = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", CALLS)
 def test_opcheck(name, dtype):
-    op, arguments = CALLS[name](dtype)
+    if not ON_CPU and name.startswith(("sparse_linear", "roofline")):
+        pytest.skip("no CUDA kernel")
+    with DEVICE:
+        op, arguments = CALLS[name](dtype)
     torch.library.opcheck(op, arguments)
 
 
 def flip_and_step(params, grads, buffers):
+    device = params[0].device
     masks = topk_mask(params, 20)
     apply_mask_(params, masks)
     masked_sgd_(params, grads, buffers, masks, lr=0.1, momentum=0.9)
-    squares, counts = [b.square() for b in buffers], [torch.ones(()) for _ in params]
-    masked_adamw_(params, grads, buffers, squares, [], counts, masks, lr=torch.tensor(0.1))
-    return [pack_mask(unpack_mask(m, p.shape)) for m, p in zip(masks, params, strict=True)]
+    squares, counts = [b.square() for b in buffers], [torch.ones((), device=device) for _ in params]
+    masked_adamw_(params, grads, buffers, squares, [], counts, masks, lr=torch.tensor(0.1, device=device))
+    counts = magnitude_histogram(params, torch.tensor([0], device=device), 31, 19)
+    return [*(pack_mask(unpack_mask(m, p.shape)) for m, p in zip(masks, params, strict=True)), counts]
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 def test_compiles_to_one_graph_with_the_same_bits(backend):
-    ours = [tensors(torch.float32) for _ in range(3)]
+    with DEVICE:
+        ours = [tensors(torch.float32) for _ in range(3)]
     theirs = [[t.clone() for t in ts] for ts in ours]
     torch._dynamo.reset()
     masks = torch.compile(flip_and_step, fullgraph=True, backend=backend)(*ours)
@@ -158,10 +171,27 @@ def test_compiles_to_one_graph_with_the_same_bits(backend):
 
 @pytest.mark.parametrize(("pattern", "keep"), [("2:4", None), ("2:4-transposable", None), ("block:2x2", 16)])
 def test_a_pattern_compiles_to_one_graph_with_the_same_bits(pattern, keep):
-    weights = [torch.randn(8, 4), torch.randn(4, 8, 3, 3)]
+    weights = [torch.randn(8, 4, device=DEVICE), torch.randn(4, 8, 3, 3, device=DEVICE)]
     torch._dynamo.reset()
     masks = torch.compile(lambda w: topk_mask(w, keep, pattern), fullgraph=True, backend="aot_eager")(weights)
     assert all(torch.equal(a, b) for a, b in zip(masks, topk_mask(weights, keep, pattern), strict=True))
+
+
+def compress_decompress(weight, index):
+    return acdc.decompress(acdc.compress(weight, index)[0] * 2, index)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("pattern", ["unstructured", "block:4x1"])
+def test_values_compile_to_one_graph_with_gradients(pattern, backend):
+    mask = (torch.rand(10, 30) < 0.3).repeat_interleave(4, 0).to(DEVICE)
+    weight = torch.randn(40, 30, device=DEVICE, requires_grad=True)
+    index = acdc.compress(weight, pack_mask(mask), pattern)[1]
+    upstream = torch.randn(40, 30, device=DEVICE)
+    torch._dynamo.reset()
+    out = torch.compile(compress_decompress, fullgraph=True, backend=backend)(weight, index)
+    assert torch.equal(out, weight * 2 * mask)
+    assert torch.equal(torch.autograd.grad(out, weight, upstream)[0], upstream * 2 * mask)
 
 
 def compress_multiply_decompress(weight, x, bias, index):
@@ -170,6 +200,7 @@ def compress_multiply_decompress(weight, x, bias, index):
     return y, acdc.decompress(values * 2, same)
 
 
+@no_products
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 @pytest.mark.parametrize("pattern", ["unstructured", "block:4x1"])
 def test_sparse_products_compile_to_one_graph_with_gradients(pattern, backend):
@@ -187,6 +218,7 @@ def test_sparse_products_compile_to_one_graph_with_gradients(pattern, backend):
         torch.testing.assert_close(got, want)
 
 
+@no_products
 def test_new_topologies_recompile_once():
     """Lengths of an index change with every phase: after the second they are dynamic."""
     torch._dynamo.reset()
@@ -201,6 +233,7 @@ def test_new_topologies_recompile_once():
     assert counter.frame_count <= 2
 
 
+@no_products
 def test_compressing_a_mask_leaves_the_graph_and_says_why():
     def build(weight, bits, x):
         return acdc.sparse_linear(x, *acdc.compress(weight, bits))
@@ -213,6 +246,7 @@ def test_compressing_a_mask_leaves_the_graph_and_says_why():
     torch.testing.assert_close(torch.compile(build, backend="aot_eager")(weight, bits, x), build(weight, bits, x))
 
 
+@no_products
 def test_topologies_are_pytrees_to_export():
     class Layer(torch.nn.Module):
         def forward(self, x, values, index):
@@ -225,5 +259,5 @@ def test_topologies_are_pytrees_to_export():
 
 
 def test_masks_carry_no_gradient():
-    w = torch.randn(10, requires_grad=True)
+    w = torch.randn(10, device=DEVICE, requires_grad=True)
     assert not topk_mask([w], 3)[0].requires_grad

@@ -10,6 +10,9 @@ import pytest
 
 from acdc_kernels import _native
 
+from .conftest import cpu_only
+
+pytestmark = cpu_only("levels are a CPU's")
 HERE = Path(__file__).parent
 
 
@@ -29,6 +32,7 @@ def test_conformance_at(level):
         str(HERE / f"test_{name}.py")
         for name in (
             "topk_mask",
+            "magnitude_histogram",
             "topk_patterns",
             "masked_sgd",
             "masked_adamw",

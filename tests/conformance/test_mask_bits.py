@@ -12,14 +12,16 @@ from acdc_kernels.ops.dtypes import FLOAT_DTYPES
 from acdc_kernels.ops.mask_bits import reference
 from acdc_kernels.ops.masked_sgd.cases import LAYOUTS, MASKS, SHAPES
 
+from .conftest import DEVICE, ON_CPU
+
 SIZES = [0, 1, 7, 8, 9, 63, 64, 65, 1000, 65535, 65537, 200_003]
 
 
 @pytest.mark.parametrize("n", SIZES)
 def test_packing_is_numpys(n, threads):
-    mask = torch.rand(n) < 0.3
+    mask = (torch.rand(n) < 0.3).to(DEVICE)
     bits = pack_mask(mask)
-    assert bits.tolist() == np.packbits(mask.numpy(), bitorder="little").tolist()
+    assert bits.tolist() == np.packbits(mask.cpu().numpy(), bitorder="little").tolist()
     assert torch.equal(bits, reference.pack_mask(mask))
     assert torch.equal(unpack_mask(bits, (n,)), mask)
     assert torch.equal(reference.unpack_mask(bits, [n]), mask)
@@ -28,7 +30,7 @@ def test_packing_is_numpys(n, threads):
 @settings(max_examples=200)
 @given(st.lists(st.integers(0, 5), max_size=4), st.integers(0, 2**32 - 1))
 def test_round_trip_of_any_shape_and_stride(shape, seed):
-    mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+    mask = (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5).to(DEVICE)
     assert torch.equal(unpack_mask(pack_mask(mask), shape), mask)
     if mask.dim() > 1:
         turned = mask.transpose(0, -1)
@@ -42,10 +44,10 @@ def test_round_trip_of_any_shape_and_stride(shape, seed):
 def test_apply_writes_plus_zero_and_touches_nothing_else(mask, layout, dtype, threads):
     g = torch.Generator().manual_seed(0)
     for shapes in SHAPES.values():
-        tensors = [LAYOUTS[layout](torch.randn(s, generator=g).to(dtype)) for s in shapes]
-        kept = [MASKS[mask](s, g) for s in shapes]
+        tensors = [LAYOUTS[layout](torch.randn(s, generator=g).to(dtype).to(DEVICE)) for s in shapes]
+        kept = [MASKS[mask](s, g).to(DEVICE) for s in shapes]
         for t, k in zip(tensors, kept, strict=True):
-            t.masked_fill_(~k & (torch.rand(t.shape, generator=g) < 0.5), -math.nan)
+            t.masked_fill_(~k & (torch.rand(t.shape, generator=g) < 0.5).to(DEVICE), -math.nan)
         before = [t.clone() for t in tensors]
         apply_mask_(tensors, [pack_mask(k) for k in kept])
         for t, b, k in zip(tensors, before, kept, strict=True):
@@ -94,5 +96,7 @@ def test_apply_writes_plus_zero_and_touches_nothing_else(mask, layout, dtype, th
     ],
 )
 def test_bad_input(call, error, message):
-    with pytest.raises(error, match=message):
+    if not ON_CPU and "unused bits" in message:
+        pytest.skip("the last byte is read on a CPU only")
+    with DEVICE, pytest.raises(error, match=message):
         call()

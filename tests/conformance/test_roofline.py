@@ -6,6 +6,10 @@ import torch
 from acdc_kernels import pack_mask
 from acdc_kernels.ops.roofline import cases, reference, roofline_read, roofline_update_
 
+from .conftest import cpu_only
+
+pytestmark = cpu_only("what benchmarks compare a GPU with is torch's own copies")
+
 
 @pytest.mark.parametrize("shapes", cases.SHAPES)
 def test_read_sees_every_byte(shapes, threads):

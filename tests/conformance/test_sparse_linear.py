@@ -17,6 +17,9 @@ from acdc_kernels.formats.bundles import FORMATS, choose_meta
 from acdc_kernels.ops.sparse_linear import cases, reference
 from acdc_kernels.ops.values import cases as shapes
 
+from .conftest import no_products
+
+pytestmark = no_products
 OPS = torch.ops.acdc_kernels
 EPS, DENORMAL = 2.0**-23, 2.0**-149
 SOME_SHAPES = [

@@ -10,13 +10,15 @@ from acdc_kernels.ops import topk_mask_with_nan_count
 from acdc_kernels.ops.dtypes import FLOAT_DTYPES
 from acdc_kernels.ops.topk_mask import cases, reference
 
+from .conftest import DEVICE, cpu_only, on_cpu
+
 LARGE = ("around_a_chunk", "bracketed")
 SMALL = tuple(s for s in cases.SHAPES if s not in LARGE)
 
 
 def check(weights, keep):
     masks, nan_count = topk_mask_with_nan_count(weights, keep)
-    want, want_nan = reference.topk_mask(weights, keep if isinstance(keep, list) else [keep], "unstructured")
+    want, want_nan = reference.topk_mask(on_cpu(weights), keep if isinstance(keep, list) else [keep], "unstructured")
     assert [m.tolist() for m in masks] == [m.tolist() for m in want]
     assert nan_count.tolist() == want_nan.tolist()
     kept = [int(unpack_mask(m, w.shape).sum()) for m, w in zip(masks, weights, strict=True)]
@@ -27,7 +29,7 @@ def check(weights, keep):
 @pytest.mark.parametrize("values", cases.VALUES)
 @pytest.mark.parametrize("shapes", SMALL)
 def test_values_and_shapes(shapes, values, dtype):
-    weights = cases.weights(shapes, values, dtype)
+    weights = cases.weights(shapes, values, dtype, device=DEVICE)
     for keep in cases.budgets(sum(w.numel() for w in weights)):
         check(weights, keep)
     check(weights, [w.numel() // 3 for w in weights])
@@ -37,7 +39,7 @@ def test_values_and_shapes(shapes, values, dtype):
 @pytest.mark.parametrize("values", cases.VALUES)
 @pytest.mark.parametrize("shapes", LARGE)
 def test_many_chunks(shapes, values, dtype, threads):
-    weights = cases.weights(shapes, values, dtype)
+    weights = cases.weights(shapes, values, dtype, device=DEVICE)
     n = sum(w.numel() for w in weights)
     for keep in (1, 5, n // 1000, n // 100, n // 10, n - n // 3):
         check(weights, keep)
@@ -50,13 +52,13 @@ def test_many_chunks(shapes, values, dtype, threads):
 )
 def test_layouts(shapes, dtype, layout, threads):
     for values in ("normal", "ties", "non_finite"):
-        weights = cases.weights(shapes, values, dtype, layout)
+        weights = cases.weights(shapes, values, dtype, layout, device=DEVICE)
         check(weights, sum(w.numel() for w in weights) // 10)
 
 
 def test_bits_are_numpys_little_endian_packing():
     w = torch.randn(100)
-    bits = topk_mask([w], 30)[0]
+    bits = topk_mask([w.to(DEVICE)], 30)[0]
     kept = np.zeros(100, dtype=bool)
     kept[np.argsort(-np.abs(w.numpy()), kind="stable")[:30]] = True
     assert bits.tolist() == np.packbits(kept, bitorder="little").tolist()
@@ -79,16 +81,17 @@ def test_bits_are_numpys_little_endian_packing():
     ],
 )
 def test_literal_masks(weights, keep, kept):
-    tensors = [torch.tensor(w) for w in weights]
+    tensors = [torch.tensor(w, device=DEVICE) for w in weights]
     masks = topk_mask(tensors, keep)
     assert [unpack_mask(m, t.shape).int().tolist() for m, t in zip(masks, tensors, strict=True)] == kept
 
 
 def test_mask_follows_logical_order_whatever_the_strides():
-    w = torch.tensor([[1.0, 5.0, 2.0], [4.0, 0.0, 3.0]])
+    w = torch.tensor([[1.0, 5.0, 2.0], [4.0, 0.0, 3.0]], device=DEVICE)
     assert torch.equal(topk_mask([w.t().contiguous().t()], 3)[0], topk_mask([w], 3)[0])
 
 
+@cpu_only("threads are a CPU's")
 def test_same_bits_for_every_thread_count():
     weights = cases.weights("bracketed", "normal", torch.float32)
     seen = []
@@ -101,7 +104,7 @@ def test_same_bits_for_every_thread_count():
 
 
 def test_extra_memory_is_bounded(extra_bytes):
-    weights = [torch.randn(1_000_000), torch.randn(512, 512, 3, 3)]
+    weights = [torch.randn(shape, device=DEVICE) for shape in ((1_000_000,), (512, 512, 3, 3))]
     size = sum(w.numel() for w in weights) * 4
     assert extra_bytes(lambda: topk_mask(weights, 300_000)) <= 0.03 * size + 2**20
 
@@ -131,7 +134,7 @@ def test_extra_memory_is_bounded(extra_bytes):
         (
             lambda w: topk_mask([w[0], w[1].to("meta")], 3),
             ValueError,
-            r"weights\[1\] must be on cpu as weights\[0\], got meta",
+            rf"weights\[1\] must be on {DEVICE} as weights\[0\], got meta",
         ),
         (
             lambda w: topk_mask(w, 3, "diagonal"),
@@ -143,4 +146,4 @@ def test_extra_memory_is_bounded(extra_bytes):
 )
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
-        call([torch.randn(64), torch.randn(8, 8)])
+        call([torch.randn(64, device=DEVICE), torch.randn(8, 8, device=DEVICE)])

@@ -13,6 +13,8 @@ from acdc_kernels.ops.dtypes import FLOAT_DTYPES
 from acdc_kernels.ops.topk_mask import cases, reference
 from acdc_kernels.policy.patterns import parse_pattern
 
+from .conftest import DEVICE, cpu_only, on_cpu
+
 MANY = [pattern for pattern, each in cases.PATTERNS.items() if "many" in each]
 
 
@@ -29,8 +31,8 @@ def budgets(weights, pattern):
 def check(weights, keep, pattern):
     masks, nan_count = topk_mask_with_nan_count(weights, keep, pattern)
     budget = [] if keep is None else keep if isinstance(keep, list) else [keep]
-    want, want_nan = reference.topk_mask(weights, budget, pattern)
-    assert all(torch.equal(m, w) for m, w in zip(masks, want, strict=True))
+    want, want_nan = reference.topk_mask(on_cpu(weights), budget, pattern)
+    assert all(torch.equal(m.cpu(), w) for m, w in zip(masks, want, strict=True))
     assert nan_count.tolist() == want_nan.tolist()
     kept = [int(unpack_mask(m, w.shape).sum()) for m, w in zip(masks, weights, strict=True)]
     if keep is None:
@@ -44,7 +46,7 @@ def check(weights, keep, pattern):
 @pytest.mark.parametrize("pattern", cases.PATTERNS)
 def test_values_and_shapes(pattern, values, dtype):
     for shapes in ("linear", "convolutions"):
-        weights = cases.pattern_weights(pattern, shapes, values, dtype)
+        weights = cases.pattern_weights(pattern, shapes, values, dtype, device=DEVICE)
         for keep in budgets(weights, pattern):
             check(weights, keep, pattern)
 
@@ -53,7 +55,7 @@ def test_values_and_shapes(pattern, values, dtype):
 @pytest.mark.parametrize("pattern", MANY)
 def test_many_groups(pattern, dtype, threads):
     for values in ("ties", "non_finite"):
-        weights = cases.pattern_weights(pattern, "many", values, dtype)
+        weights = cases.pattern_weights(pattern, "many", values, dtype, device=DEVICE)
         for keep in budgets(weights, pattern)[-2:]:
             check(weights, keep, pattern)
 
@@ -63,7 +65,7 @@ def test_many_groups(pattern, dtype, threads):
 @pytest.mark.parametrize("pattern", cases.PATTERNS)
 def test_layouts(pattern, dtype, layout):
     for shapes, values in itertools.product(("linear", "convolutions"), ("ties", "non_finite")):
-        shaped = cases.pattern_weights(pattern, shapes, values, dtype)
+        shaped = cases.pattern_weights(pattern, shapes, values, dtype, device=DEVICE)
         # A transposed weight must still have the pattern's shape: transpose its memory, not the weight.
         weights = [
             cases.LAYOUTS[layout](w.transpose(0, -1).contiguous() if layout == "transposed" else w) for w in shaped
@@ -111,7 +113,7 @@ def test_layouts(pattern, dtype, layout):
     ],
 )
 def test_literal_masks(pattern, weight, keep, kept):
-    w = torch.tensor(weight, dtype=torch.float32)
+    w = torch.tensor(weight, dtype=torch.float32, device=DEVICE)
     flat = [row if isinstance(row, str) else "".join(row) for row in kept]
     want = [int(bit) for row in flat for bit in row if bit in "01"]
     assert unpack_mask(topk_mask([w], keep, pattern)[0], (w.numel(),)).int().tolist() == want
@@ -120,11 +122,12 @@ def test_literal_masks(pattern, weight, keep, kept):
 @pytest.mark.parametrize("pattern", ["1:134217728", "134217727:134217728", "block:134217728x134217728"])
 def test_the_largest_numbers_on_weights_without_elements(pattern):
     keep = None if parse_pattern(pattern).fixed else 0
-    assert topk_mask([torch.empty(0, 1 << 27), torch.empty(0, 0)], keep, pattern)[0].tolist() == []
+    weights = [torch.empty(shape, device=DEVICE) for shape in ((0, 1 << 27), (0, 0))]
+    assert topk_mask(weights, keep, pattern)[0].tolist() == []
 
 
 def test_ties_among_blocks_go_to_the_first_tensor_then_the_first_index():
-    weights = [torch.zeros(4, 2), torch.ones(4, 3), torch.ones(8, 2)]
+    weights = [w.to(DEVICE) for w in (torch.zeros(4, 2), torch.ones(4, 3), torch.ones(8, 2))]
     masks = topk_mask(weights, 16, "block:4x1")
     assert [unpack_mask(m, w.shape)[::4].int().tolist() for m, w in zip(masks, weights, strict=True)] == [
         [[0, 0]],
@@ -135,7 +138,7 @@ def test_ties_among_blocks_go_to_the_first_tensor_then_the_first_index():
 
 def test_a_block_is_scored_by_its_mean_in_the_order_of_its_indices():
     # In float64, 2**53 + 1 is 2**53: whether the ones count depends on whether they come first.
-    w = torch.tensor([[1.0, 1.0, 2.0**53, 0.0], [2.0**53, 1.0, 1.0, 0.0]], dtype=torch.float64)
+    w = torch.tensor([[1.0, 1.0, 2.0**53, 0.0], [2.0**53, 1.0, 1.0, 0.0]], dtype=torch.float64, device=DEVICE)
     assert unpack_mask(topk_mask([w], 4, "block:1x4")[0], w.shape).tolist() == [[True] * 4, [False] * 4]
     assert unpack_mask(topk_mask([w.flip(0)], 4, "block:1x4")[0], w.shape).tolist() == [[False] * 4, [True] * 4]
 
@@ -158,18 +161,19 @@ def test_transposable_tiles_by_brute_force():
     g = torch.Generator().manual_seed(0)
     for scale in (1.0, 4.0, 1000.0):  # rounded: many ties, some, none
         w = (torch.randn(40, 48, generator=g, dtype=torch.float64) * scale).round()
-        kept = unpack_mask(topk_mask([w], None, "2:4-transposable")[0], w.shape).int()
+        kept = unpack_mask(topk_mask([w.to(DEVICE)], None, "2:4-transposable")[0], w.shape).int().cpu()
         for i, j in itertools.product(range(0, 40, 4), range(0, 48, 4)):
             assert kept[i : i + 4, j : j + 4].tolist() == brute_force(w[i : i + 4, j : j + 4].tolist())
 
 
 def test_the_transpose_of_a_transposable_mask_is_2_of_4_too():
-    w = torch.randn(64, 96)
-    kept = unpack_mask(topk_mask([w], None, "2:4-transposable")[0], w.shape)
+    w = torch.randn(64, 96, device=DEVICE)
+    kept = unpack_mask(topk_mask([w], None, "2:4-transposable")[0], w.shape).cpu()
     assert torch.equal(kept.view(64, 24, 4).sum(2), torch.full((64, 24), 2))
     assert torch.equal(kept.t().reshape(96, 16, 4).sum(2), torch.full((96, 16), 2))
 
 
+@cpu_only("threads are a CPU's")
 @pytest.mark.parametrize("pattern", ["2:4", "5:64", "2:4-transposable", "block:4x1", "block:16x16"])
 def test_same_bits_for_every_thread_count(pattern):
     weights = [torch.randn(512, 512), torch.randn(64, 64, 3, 3), torch.randn(16, 64)]
@@ -192,6 +196,7 @@ def flush_denormal():
     torch.set_flush_denormal(False)
 
 
+@cpu_only("a CPU's threads flush denormals")
 @pytest.mark.skipif(not available(), reason="no compiled kernels: torch's own sums flush denormals")
 @pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1e-40), (torch.bfloat16, 1e-39), (torch.float64, 1e-310)])
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4", "2:4-transposable", "block:4x4", "block:1x2", "block:2x1"])
@@ -214,7 +219,8 @@ def test_flushing_denormals_changes_nothing(pattern, dtype, scale, threads, flus
 def test_so_many_blocks_that_scores_are_computed_on_the_fly(pattern, dtype, values, threads):
     g = torch.Generator().manual_seed(1)
     weights = [
-        cases.VALUES[values](shape, g).to(dtype) for shape in ((640, 600), (4, 8), (128, 128, 3, 3), (300, 1200))
+        cases.VALUES[values](shape, g).to(dtype).to(DEVICE)
+        for shape in ((640, 600), (4, 8), (128, 128, 3, 3), (300, 1200))
     ]
     unit = parse_pattern(pattern).unit
     check(weights, sum(w.numel() for w in weights) // 10 // unit * unit, pattern)
@@ -223,7 +229,7 @@ def test_so_many_blocks_that_scores_are_computed_on_the_fly(pattern, dtype, valu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("pattern", ["2:4", "2:4-transposable", "block:4x1", "block:1x2", "block:8x8", "block:32x32"])
 def test_extra_memory_is_bounded(pattern, dtype, extra_bytes):
-    weights = [torch.randn(1024, 2048).to(dtype), torch.randn(512, 512, 3, 3).to(dtype)]
+    weights = [torch.randn(shape, device=DEVICE).to(dtype) for shape in ((1024, 2048), (512, 512, 3, 3))]
     size = sum(w.numel() * w.element_size() for w in weights)
     keep = None if parse_pattern(pattern).fixed else 4096 * 100
     assert extra_bytes(lambda: topk_mask(weights, keep, pattern)) <= 0.03 * size + 2**20
@@ -292,4 +298,4 @@ def test_extra_memory_is_bounded(pattern, dtype, extra_bytes):
 )
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
-        call(torch.randn(24, 12))
+        call(torch.randn(24, 12, device=DEVICE))

@@ -12,7 +12,6 @@ import acdc_kernels
 from acdc_kernels import _native
 
 PACKAGE = Path(acdc_kernels.__file__).parent
-ROOT = Path(__file__).parents[2]
 
 
 def need_kernels():
@@ -78,34 +77,6 @@ def test_a_broken_library_is_reported_not_hidden(bare_package):
     (bare_package / "acdc_kernels" / "_ops.so").write_bytes(b"not a library")
     run = python("from acdc_kernels import _native; print(_native.available(), _native.why_not())", bare_package)
     assert run.stdout.startswith("False the compiled libraries could not be loaded: ")
-
-
-def test_setup_refuses_a_cuda_build_of_this_version():
-    run = subprocess.run(
-        [sys.executable, "setup.py", "build_ext", "--inplace"],
-        cwd=ROOT,
-        env={**os.environ, "ACDC_CUDA": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode != 0
-    assert "ACDC_CUDA must be auto or 0" in run.stderr
-
-
-def test_without_a_compiler_the_build_says_so_and_goes_on(tmp_path):
-    env = {k: v for k, v in os.environ.items() if k != "CXX"}
-    run = subprocess.run(
-        [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(tmp_path)],
-        cwd=ROOT,
-        env={**env, "PATH": "/nowhere"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert "no C++ compiler found" in run.stderr
-    assert not list(tmp_path.rglob("*.so"))
 
 
 @pytest.mark.parametrize(

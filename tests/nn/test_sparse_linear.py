@@ -675,7 +675,7 @@ def test_the_opaque_ops_count_kept_weights():
 
 @pytest.mark.skipif(not has_kernel(linear_passes.sparse_linear_op, "cpu"), reason="no compiled kernels")
 def test_the_opaque_ops_are_no_references(fresh):
-    _native.warn_reference.cache_clear()
+    _native._warn_once.cache_clear()
     layer, _mask, _dense = make()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*plain torch reference")

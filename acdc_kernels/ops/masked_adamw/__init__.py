@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._update import check_scalars, check_tensors
+from .._update import check_scalars, check_tensors, check_zeros_kept
 from . import contract
 
 
@@ -49,6 +49,7 @@ def masked_adamw_(
     maximize: bool = False,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
+    zeros_kept: Sequence[bool] = (),
 ) -> None:
     r"""One step of AdamW on the kept weights; masked weights and their state become exactly +0.0.
 
@@ -77,6 +78,8 @@ def masked_adamw_(
         lr: a number, or a tensor of one element on the CPU or the parameters' device, read by the kernel.
         grad_scale: what the gradients were multiplied by, a tensor of one element; None: 1.
         found_inf: a tensor of one element; where it is not zero, nothing changes at all, ``steps`` included.
+        zeros_kept: for each parameter whether the caller vouches that it and its state are +0.0 wherever its mask is 0:
+            where a GPU can tell from the mask alone, it then neither reads nor writes them. Empty: for none.
 
     Raises:
         TypeError, ValueError: lists of different lengths, shapes or dtypes that differ, mixed devices, a mask of the
@@ -91,6 +94,7 @@ def masked_adamw_(
         raise ValueError(f"masked_adamw_: max_exp_avg_sqs must be empty unless amsgrad, got {len(largest)}")
     states = {"exp_avgs": avgs, "exp_avg_sqs": squares, **({"max_exp_avg_sqs": largest} if amsgrad else {})}
     check_tensors("masked_adamw_", params, grads, states, masks)
+    zeros_kept = check_zeros_kept("masked_adamw_", params, zeros_kept)
     _check_steps(params, steps)
     _check_hyper(beta1, beta2, eps)
     lr_tensor = lr if isinstance(lr, Tensor) else None
@@ -113,4 +117,5 @@ def masked_adamw_(
         lr_tensor,
         grad_scale,
         found_inf,
+        zeros_kept,
     )

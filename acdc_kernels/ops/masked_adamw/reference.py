@@ -2,10 +2,12 @@
 
 float32 and float64 follow the order of roundings of torch's own loop; bias corrections are float64. 16-bit dtypes are
 computed in float32 and rounded once, when parameter and state are stored. Nothing here reads a device tensor on the
-host.
+host. ``zeros_kept`` allows a kernel to leave out what changes nothing; all is written here.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -41,6 +43,7 @@ def masked_adamw_(
     lr_tensor: Tensor | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
+    zeros_kept: Sequence[bool] = (),
 ) -> None:
     rate = scalar(lr if lr_tensor is None else lr_tensor, params[0].device)
     for i, (param, grad, bits) in enumerate(zip(params, grads, masks, strict=True)):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .._update import check_scalars, check_tensors
+from .._update import check_scalars, check_tensors, check_zeros_kept
 from . import contract
 
 
@@ -27,6 +27,7 @@ def masked_sgd_(
     first_step: bool = False,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
+    zeros_kept: Sequence[bool] = (),
 ) -> None:
     r"""One step of SGD on the kept weights; masked weights and their momentum become exactly +0.0.
 
@@ -51,6 +52,8 @@ def masked_sgd_(
         first_step: the buffers hold nothing yet, and become the gradient.
         grad_scale: what the gradients were multiplied by, a tensor of one element; None: 1.
         found_inf: a tensor of one element; where it is not zero, nothing changes at all.
+        zeros_kept: for each parameter whether the caller vouches that it and its state are +0.0 wherever its mask is 0:
+            where a GPU can tell from the mask alone, it then neither reads nor writes them. Empty: for none.
 
     Raises:
         TypeError, ValueError: lists of different lengths, shapes or dtypes that differ, mixed devices, a mask of the
@@ -63,6 +66,7 @@ def masked_sgd_(
         raise ValueError(f"masked_sgd_: momentum_buffers must be empty when momentum is 0, got {len(buffers)}")
     states = {"momentum_buffers": buffers} if momentum != 0 else {}
     check_tensors("masked_sgd_", params, grads, states, masks)
+    zeros_kept = check_zeros_kept("masked_sgd_", params, zeros_kept)
     lr_tensor = lr if isinstance(lr, Tensor) else None
     check_scalars("masked_sgd_", params[0].device, lr=lr_tensor, grad_scale=grad_scale, found_inf=found_inf)
     contract.masked_sgd_op(
@@ -80,4 +84,5 @@ def masked_sgd_(
         lr_tensor,
         grad_scale,
         found_inf,
+        zeros_kept,
     )

@@ -16,7 +16,7 @@ masked_sgd_op = register(
     "masked_sgd_",
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor?[] masks, float lr, float momentum,"
     " float dampening, float weight_decay, bool nesterov, bool maximize, bool first_step, Tensor? lr_tensor,"
-    " Tensor? grad_scale, Tensor? found_inf) -> ()",
+    " Tensor? grad_scale, Tensor? found_inf, bool[] zeros_kept=[]) -> ()",
     reference.masked_sgd_,
     _fake,
     ("params", "momentum_buffers"),

@@ -2,10 +2,12 @@
 
 float32 and float64 follow torch's order of roundings, so that without masks the numbers are torch's to the bit.
 16-bit dtypes are computed in float32 and rounded once, when parameter and momentum are stored. Nothing here reads a
-device tensor on the host.
+device tensor on the host. ``zeros_kept`` allows a kernel to leave out what changes nothing; all is written here.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -27,6 +29,7 @@ def masked_sgd_(
     lr_tensor: Tensor | None = None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
+    zeros_kept: Sequence[bool] = (),
 ) -> None:
     rate = scalar(lr if lr_tensor is None else lr_tensor, params[0].device)
     for i, (param, grad, bits) in enumerate(zip(params, grads, masks, strict=True)):

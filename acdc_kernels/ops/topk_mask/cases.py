@@ -87,10 +87,17 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def weights(shapes: str, values: str, dtype: torch.dtype, layout: str = "contiguous", seed: int = 0) -> list[Tensor]:
-    """The weights of one case."""
+def weights(
+    shapes: str,
+    values: str,
+    dtype: torch.dtype,
+    layout: str = "contiguous",
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> list[Tensor]:
+    """The weights of one case: the same numbers on every device."""
     g = torch.Generator().manual_seed(seed)
-    return [LAYOUTS[layout](VALUES[values](shape, g).to(dtype)) for shape in SHAPES[shapes]]
+    return [LAYOUTS[layout](VALUES[values](shape, g).to(dtype).to(device)) for shape in SHAPES[shapes]]
 
 
 def budgets(numel: int) -> list[int]:
@@ -139,8 +146,14 @@ PATTERNS: dict[str, dict[str, tuple[tuple[int, ...], ...]]] = {
 
 
 def pattern_weights(
-    pattern: str, shapes: str, values: str, dtype: torch.dtype, layout: str = "contiguous", seed: int = 0
+    pattern: str,
+    shapes: str,
+    values: str,
+    dtype: torch.dtype,
+    layout: str = "contiguous",
+    seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> list[Tensor]:
-    """The weights of one case of a structured pattern."""
+    """The weights of one case of a structured pattern: the same numbers on every device."""
     g = torch.Generator().manual_seed(seed)
-    return [LAYOUTS[layout](VALUES[values](shape, g).to(dtype)) for shape in PATTERNS[pattern][shapes]]
+    return [LAYOUTS[layout](VALUES[values](shape, g).to(dtype).to(device)) for shape in PATTERNS[pattern][shapes]]

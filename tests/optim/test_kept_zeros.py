@@ -1,0 +1,221 @@
+"""A step may leave masked zeros alone, where its kernels can, exactly as long as nobody may have written to them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from acdc_kernels import unpack_mask
+from acdc_kernels.ops._update import skips_kept_zeros
+from acdc_kernels.optim import base
+from acdc_kernels.optim.masks import AroundStep
+
+SKIPS = skips_kept_zeros("cpu")
+
+
+def weight(model):
+    return model[2].weight
+
+
+def bits(task, p, seed=0):
+    """Bytes of them are 0."""
+    return task.half(p, seed) * (torch.arange((p.numel() + 7) // 8) % 3 == 0).to(torch.uint8)
+
+
+def garbage(p):
+    with torch.no_grad():
+        p.copy_(torch.randn_like(p))
+
+
+def by_data(p):
+    p.data = torch.randn_like(p)
+
+
+def replace_state(opt, p, name):
+    opt.state[p][name] = torch.full_like(p, 3.0)
+
+
+def load_into_state(opt):
+    state = copy.deepcopy(opt.state_dict())
+    for values in state["state"].values():
+        for t in values.values():
+            if t.dim():
+                t.fill_(2.0)
+    opt.load_state_dict(state)
+
+
+def load_a_state_without_masks(task, opt, p):
+    state = copy.deepcopy(opt.state_dict())
+    mask = state.pop("masks")
+    opt.load_state_dict(state)
+    garbage(p)
+    opt.masks[p] = mask[2]
+    garbage(p)
+
+
+# name: what a user does between steps, of (task, model, opt, name of a state)
+WRITES = {
+    "the parameter": lambda t, m, o, n: garbage(weight(m)),
+    "its detached self": lambda t, m, o, n: weight(m).detach().fill_(3.0),
+    "a view of it": lambda t, m, o, n: weight(m).detach().view(-1)[3:].fill_(3.0),
+    "other data": lambda t, m, o, n: by_data(weight(m)),
+    "a state dict of the model": lambda t, m, o, n: m.load_state_dict({k: v + 1 for k, v in m.state_dict().items()}),
+    "its state": lambda t, m, o, n: o.state[weight(m)][n].fill_(3.0),
+    "another state": lambda t, m, o, n: replace_state(o, weight(m), n),
+    "no state": lambda t, m, o, n: o.state.pop(weight(m)),
+    "a state dict of the optimizer": lambda t, m, o, n: load_into_state(o),
+    "one without masks": lambda t, m, o, n: load_a_state_without_masks(t, o, weight(m)),
+    "zeros into all state": lambda t, m, o, n: o.reset_momentum(),
+    "another mask": lambda t, m, o, n: o.masks.__setitem__(weight(m), bits(t, weight(m), 1)),
+    "another mask, then the parameter": lambda t, m, o, n: (
+        o.masks.__setitem__(weight(m), bits(t, weight(m), 1)),
+        garbage(weight(m)),
+    ),
+    "a dense step": lambda t, m, o, n: (
+        o.masks.__delitem__(weight(m)),
+        t.train(m, o, 1, 50),
+        o.masks.__setitem__(weight(m), bits(t, weight(m), 1)),
+        garbage(weight(m)),
+    ),
+}
+
+
+def check(task, model, opt):
+    p = weight(model)
+    masked = ~unpack_mask(opt.masks[p], p.shape)
+    for t in (p, *(opt.state[p][name] for name in task.state)):
+        assert not t[masked].any()
+        assert not t[masked].signbit().any()
+        assert t[~masked].any()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+@pytest.mark.parametrize("where", WRITES)
+@pytest.mark.parametrize("which", [0, -1])
+def test_whatever_was_written_between_steps_masked_weights_are_zero_after_the_next(which, where, steps, task):
+    model = task.network()
+    opt = task.make(model.parameters())
+    task.train(model, opt, 1)
+    opt.masks[weight(model)] = bits(task, weight(model))
+    task.train(model, opt, steps, 1)
+    WRITES[where](task, model, opt, task.state[which])
+    for step in range(3):
+        task.train(model, opt, 1, 60 + step)
+        check(task, model, opt)
+
+
+@pytest.fixture
+def claims(monkeypatch):
+    """What the kernels are told at the last step of a run: a bool a parameter, or nothing."""
+    seen, real = [], base.launch
+    monkeypatch.setattr(base, "launch", lambda *args: (seen.append(args[-1]), real(*args)))
+    return lambda run: (run(), seen[-1])[1]
+
+
+@pytest.mark.skipif(not SKIPS, reason="no kernel here skips anything")
+def test_zeros_are_left_alone_from_the_first_step_on_while_nobody_writes(task, claims):
+    model = task.network()
+    opt = task.make(model.parameters())
+    task.train(model, opt, 1)
+    opt.masks[weight(model)] = bits(task, weight(model))
+
+    def step():
+        return claims(lambda: task.train(model, opt, 1))
+
+    masked = [False, False, True, False]
+    assert [step() for _ in range(3)] == [masked] * 3
+    garbage(weight(model))
+    assert not any(step())
+    assert step() == masked
+    opt.reset_momentum()
+    assert not any(step())
+    assert step() == masked
+    with torch.no_grad():
+        model[0].weight.add_(1.0)  # it has no mask
+    assert step() == masked
+    opt.masks[model[0].weight] = bits(task, model[0].weight)
+    opt.masks[model[0].weight] = bits(task, model[0].weight)
+    assert step() == [True, False, False, False]  # all that was known is forgotten, the new one is known
+    assert step() == [True, False, True, False]
+    del opt.masks[model[0].weight]
+    assert step() == masked
+
+
+@pytest.mark.skipif(not SKIPS, reason="no kernel here skips anything")
+def test_a_mask_from_before_there_was_state(task, claims):
+    model = task.network()
+    opt = task.make(model.parameters())
+    opt.masks[weight(model)] = bits(task, weight(model))
+    told = [claims(lambda: task.train(model, opt, 1)) for _ in range(2)]
+    assert not any(told[0])
+    assert told[1] == [False, False, True, False]
+    check(task, model, opt)
+
+
+@pytest.mark.skipif(not SKIPS, reason="no kernel here skips anything")
+def test_a_step_that_a_device_may_have_skipped_vouches_for_nothing_new(task, claims, monkeypatch):
+    """As where found_inf lies on a GPU: nobody here knows whether the step was done."""
+    model = task.network()
+    opt = task.make(model.parameters())
+    task.train(model, opt, 1)
+    opt.masks[weight(model)] = bits(task, weight(model))
+    real = AroundStep.written
+
+    def step():
+        return claims(lambda: task.train(model, opt, 1))
+
+    class OnDevice:
+        is_cpu = False
+
+    monkeypatch.setattr(AroundStep, "written", lambda around, found_inf: real(around, OnDevice()))
+    first = model[0].weight
+    opt.masks[first] = bits(task, first)
+    opt.masks.update({p: bits(task, p) for p in (first, weight(model))})
+    for _ in range(3):
+        assert step() == [True, False, True, False]
+    garbage(weight(model))
+    for _ in range(3):
+        assert step() == [True, False, False, False]
+        check(task, model, opt)
+    garbage(first)
+    for _ in range(3):
+        assert not any(step())
+
+
+def test_copies_know_nothing(task):
+    model = task.network()
+    opt = task.make(model.parameters())
+    task.train(model, opt, 1)
+    opt.masks[weight(model)] = bits(task, weight(model))
+    task.train(model, opt, 2)
+    for other, fresh in (copy.deepcopy((model, opt)), copy.deepcopy((model, opt))):
+        weight(other).data.fill_(3.0)
+        task.train(other, fresh, 1)
+        check(task, other, fresh)
+
+
+def test_tensors_that_are_no_parameters(task):
+    p = torch.randn(40, requires_grad=True)
+    opt = task.make([p])
+    opt.masks[p] = torch.tensor([255, 0, 0, 255, 0], dtype=torch.uint8)
+    for _ in range(3):
+        p.grad = torch.ones(40)
+        opt.step()
+        with torch.no_grad():
+            assert p[8:24].count_nonzero() == 0
+            p.add_(1.0)
+
+
+class Wrapped(torch.Tensor):
+    """A tensor with another inside, as DTensor has: what is written to the one isn't counted by the other."""
+
+
+def test_subclasses_are_never_left_alone(task, claims):
+    p = nn.Parameter(torch.randn(40).as_subclass(Wrapped))
+    assert type(p) is not nn.Parameter
+    opt = task.make([p])
+    opt.masks[p] = torch.tensor([255, 0, 0, 255, 0], dtype=torch.uint8)
+    for _ in range(3):
+        p.grad = torch.ones(40)
+        assert not any(claims(opt.step))
