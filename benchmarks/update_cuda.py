@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from acdc_kernels import masked_adamw_, masked_sgd_
+from acdc_kernels.ops import masked_adamw_, masked_sgd_
 from acdc_kernels.ops.masked_sgd.contract import masked_sgd_op
 
 from . import cases, cuda_timing, update

@@ -1,10 +1,19 @@
 """A device of the tests' own, by which the benchmarks' CUDA parts are driven where there is none."""
 
 import pytest
+import torch
 
-from acdc_kernels.benchmarks.cuda_timing import Gpu, Replay
+from acdc_kernels.benchmarks import cuda_timing
+from acdc_kernels.benchmarks.cuda_timing import Ceiling, Gpu, Replay
+from acdc_kernels.benchmarks.harness import Budget
 
 CYCLES = 1000  # a millisecond
+BUDGET = Budget(clean=1, rounds=2, seconds=1.0, fewest_rounds=1)
+LIMIT = Ceiling(copy_gb_per_s=4000.0, event_pair_ms=0.002)
+FACTS = {
+    "op": "topk", "case": "tiny/global", "pattern": "unstructured", "sparsity": 0.9, "dtype": "float32", "threads": 1,
+    "device": "cuda", "backend": "native cuda",
+}  # fmt: skip
 
 
 class Device:
@@ -53,11 +62,16 @@ class Device:
         """Captures a call into a replay that takes half of its time: the rest was the host's."""
 
         def replay():
-            before = self.now
+            before, host = self.now, self.host
             call()
-            self.now = before + (self.now - before) / 2
+            self.now, self.host = before + (self.now - before) / 2, host
 
         return Replay(replay)
+
+    def compared(self, calls, not_captured=None, **changes):
+        return cuda_timing.compare(
+            self.gpu(**changes), LIMIT, calls, not_captured or {}, BUDGET, moved_bytes=8_000_000, facts=FACTS
+        )
 
 
 class Stamp:
@@ -79,3 +93,17 @@ class Stamp:
 @pytest.fixture
 def device():
     return Device()
+
+
+@pytest.fixture
+def sweeps(device, monkeypatch):
+    """Logs sweeps, and tells their sizes."""
+    real, sizes = torch.sum, []
+
+    def swept(buffer, dim, out):
+        device.log.append("sweep")
+        sizes.append(buffer.nbytes)
+        return real(buffer, dim, out=out)
+
+    monkeypatch.setattr(torch, "sum", swept)
+    return sizes
