@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(kSelectThreads, kBlocks<U>) rank(Weights<U> we
 template <class U>
 cudaError_t n_m(const PatternCudaProblem& p, int64_t n, int64_t m, void* scratch, cudaStream_t stream) {
   const HostTables tables = tables_of(p);
-  cudaError_t error = ACDC_LAUNCH(clear_counts, 1, kSelectThreads, stream, p.nan_count, p.tensors);
+  cudaError_t error = clear_nan_counts(p, stream);
   if (error != cudaSuccess || tables.entries.empty()) return error;
   Weights<U> weights{};
   weights.nan = rule_for<U>(p.dtype).nan;

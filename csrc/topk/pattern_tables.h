@@ -62,6 +62,10 @@ __global__ void clear_counts(int64_t* counts, int64_t n) {
   for (int64_t i = threadIdx.x; i < n; i += blockDim.x) counts[i] = 0;
 }
 
+inline cudaError_t clear_nan_counts(const PatternCudaProblem& p, cudaStream_t stream) {
+  return ACDC_LAUNCH(clear_counts, 1, kSelectThreads, stream, p.nan_count, p.tensors);
+}
+
 // The weights that have elements, and the layouts of their kernel positions.
 struct HostTables {
   std::vector<PatternEntry> entries;

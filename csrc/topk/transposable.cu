@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <utility>
 
 #include "topk/pattern_tables.h"
@@ -178,7 +177,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks) choose_masks(Patter
 template <class U>
 cudaError_t choose(const PatternCudaProblem& p, void* scratch, cudaStream_t stream) {
   HostTables tables = tables_of(p);
-  cudaError_t error = ACDC_LAUNCH(clear_counts, 1, kTileThreads, stream, p.nan_count, p.tensors);
+  cudaError_t error = clear_nan_counts(p, stream);
   if (error != cudaSuccess || tables.entries.empty()) return error;
   int64_t steps = 0;
   bool edges = false;
