@@ -99,8 +99,8 @@ __device__ inline void rank_each(const Weights<U>& weights, const PatternEntry& 
   for (int64_t at = first + lane; at - lane < e.numel && at - lane < first + kTile; at += 32) {
     bool kept = false;
     if (at < e.numel) {
-      const int64_t column = quotient(at, s.kernel);  // of all outputs
-      const int64_t output = quotient(column, s.inputs), input = column - output * s.inputs, group = quotient(input, m) * m;
+      const int64_t column = divide(at, s.kernel);  // of all outputs
+      const int64_t output = divide(column, s.inputs), input = column - output * s.inputs, group = divide(input, m) * m;
       const U* p = static_cast<const U*>(e.data) + output * s.output + group * s.input + place_of(s, weights.layouts, at - column * s.kernel);
       const int64_t mine = input - group;
       const U key = weights.key(p[mine * s.input]);

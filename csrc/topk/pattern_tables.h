@@ -32,12 +32,6 @@ struct PatternTable {
   const Layout* layouts;
 };
 
-// Numbers of up to 32 bits are divided as such: 64 bits take four times as long.
-__device__ inline int64_t quotient(int64_t a, int64_t by) {
-  if ((static_cast<uint64_t>(a | by) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(by);
-  return a / by;
-}
-
 __device__ inline int64_t place_of(const Strides& s, const Layout* layouts, int64_t k) {
   return s.layout < 0 ? k * s.place : offset_of(layouts[s.layout], k);
 }

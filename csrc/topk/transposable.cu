@@ -27,8 +27,8 @@ struct Step {
   int columns, places;
   __device__ Step(const Strides& s, int64_t number) {
     const Steps all(s);
-    const int64_t in = quotient(number, all.deep), deep = number - in * all.deep;
-    band = quotient(in, all.across);
+    const int64_t in = divide(number, all.deep), deep = number - in * all.deep;
+    band = divide(in, all.across);
     column = (in - band * all.across) * all.columns;
     place = deep * all.places;
     columns = static_cast<int>(smaller(all.columns, s.inputs / 4 - column));
