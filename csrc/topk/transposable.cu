@@ -134,7 +134,7 @@ struct StepMasks {
 
 // A thread a tile; then a warp a word of bits.
 template <class U>
-__global__ void __launch_bounds__(kTileThreads, kTileBlocks) choose_masks(PatternTable t, int64_t steps, bool bf16) {
+__global__ void __launch_bounds__(kTileThreads, sizeof(U) == 2 ? 2 : kTileBlocks) choose_masks(PatternTable t, int64_t steps, bool bf16) {
   ACDC_SHARED(StepMasks, masks);
   const int thread = static_cast<int>(threadIdx.x), lane = thread & 31;
   for (int64_t number = blockIdx.x; number < steps; number += gridDim.x) {
