@@ -8,8 +8,12 @@ namespace {
 
 constexpr unsigned kBlockThreads = block_threads(256);
 constexpr int64_t kTogether = 64;    // blocks of so many weights and more are summed by a warp each
-constexpr int64_t kFewBlocks = 65536;
 constexpr int64_t kPathBytes = 64;   // of the scratch memory's front: what the selection leaves there
+#ifdef ACDC_CUDA_EMULATED
+constexpr bool kHalves = true;  // so that tests spread bits in two parts
+#else
+constexpr bool kHalves = false;
+#endif
 
 // Stored scores.
 template <class U>
@@ -140,11 +144,11 @@ struct Plan {
       numel += e.numel, blocks += n, tiles += tiles_of(n), scores += (n + 1) / 2 * 2;
     }
     const auto weight_bytes = static_cast<double>(numel * element_bytes(p.dtype));
-    if (blocks <= kFewBlocks || static_cast<double>(8 * blocks) <= 0.02 * weight_bytes) stored = scores;
+    if (blocks < kBracketFrom || static_cast<double>(8 * blocks) <= 0.02 * weight_bytes) stored = scores;
     const auto most = static_cast<int64_t>(0.0275 * weight_bytes) + (int64_t{224} << 10);
     room_bytes = smaller_of(candidate_room_bytes<uint64_t>(blocks), most) / 16 * 16;
     front_bytes = select_bytes() + 8 * stored;
-    int64_t kept = spread_parts(block, false);
+    int64_t kept = spread_parts(block, kHalves);
     if (kPathBytes + 4 * kept > front_bytes) kept = spread_parts(block, true);
     front_bytes = whole(std::max(front_bytes, kPathBytes + 4 * kept));
   }

@@ -85,7 +85,7 @@ __device__ inline int last_place(double x) {
 // That of the last bit of x that is set; larger than any for 0.
 __device__ inline int last_bit(double x) {
   const long long u = __double_as_longlong(x);
-  return u == 0 ? kNoPlace : last_place(x) + (u << 12 != 0 ? __ffsll(u) - 1 : 52);
+  return u == 0 ? kNoPlace : last_place(x) + ((u & ((1ll << 52) - 1)) != 0 ? __ffsll(u) - 1 : 52);
 }
 
 // A sum in any order, and a place at or below the last bit of everything in it.
