@@ -15,10 +15,13 @@ constexpr bool kHalves = true;  // so that tests spread bits in two parts
 constexpr bool kHalves = false;
 #endif
 
+template <class U>
+constexpr int kSampleBlocks<Scores<U>> = 2;
+
 // Stored scores.
 template <class U>
 __global__ void __launch_bounds__(kBlockThreads, 2) score(Scores<U> source, uint64_t* scores, int64_t blocks) {
-  const bool together = source.block.rows * source.block.columns >= kTogether;
+  const bool together = int64_t{source.rows} * source.columns >= kTogether;
   const int64_t each = together ? 32 : 1, step = static_cast<int64_t>(gridDim.x) * kBlockThreads / each;
   for (int64_t i = (static_cast<int64_t>(blockIdx.x) * kBlockThreads + threadIdx.x) / each; i < blocks; i += step) {
     const BlockEntry& e = entry_of_item(source.table, source.entries, i);
@@ -39,8 +42,8 @@ __global__ void __launch_bounds__(kSelectThreads) count_other_nans(Scores<U> sou
     for (int64_t i = first + (threadIdx.x & 31); i < first + kTile && i < e.numel; i += 32) {
       const U* p = source.first(e, i);
       Count nans = 0;
-      for (int64_t r = 0; r < source.block.rows; ++r)
-        for (int64_t c = 0; c < source.block.columns; ++c) nans += static_cast<U>(p[r * e.at.output + c * e.at.input] & kMagnitude<U>) >= nan;
+      for (int r = 0; r < source.rows; ++r)
+        for (int c = 0; c < source.columns; ++c) nans += static_cast<U>(p[r * e.at.output + c * e.at.input] & kMagnitude<U>) >= nan;
       if (nans > 1) atomicAdd(reinterpret_cast<Count*>(e.nan_count), nans - 1);
     }
   }
@@ -198,7 +201,7 @@ cudaError_t block_mask(const PatternCudaProblem& p, BlockShape block, int64_t ke
   cudaError_t error = send(plan.entries);
   source.layouts = reinterpret_cast<const Layout*>(memory);
   if (error == cudaSuccess) error = send(plan.layouts);
-  source.block = block;
+  source.rows = static_cast<int>(block.rows), source.columns = static_cast<int>(block.columns);
   const int64_t size = block.rows * block.columns;
   source.size = static_cast<double>(size);
   source.inverse = (size & (size - 1)) == 0 ? 1 / source.size : 0;
