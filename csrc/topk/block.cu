@@ -8,13 +8,20 @@ namespace {
 
 constexpr unsigned kBlockThreads = block_threads(256);
 constexpr int64_t kTogether = 64;    // blocks of so many weights and more are summed by a warp each
-constexpr int64_t kFewBlocks = 65536;
 constexpr int64_t kPathBytes = 64;   // of the scratch memory's front: what the selection leaves there
+#ifdef ACDC_CUDA_EMULATED
+constexpr bool kHalves = true;  // so that tests spread bits in two parts
+#else
+constexpr bool kHalves = false;
+#endif
+
+template <class U>
+constexpr int kSampleBlocks<Scores<U>> = 2;
 
 // Stored scores.
 template <class U>
 __global__ void __launch_bounds__(kBlockThreads, 2) score(Scores<U> source, uint64_t* scores, int64_t blocks) {
-  const bool together = source.block.rows * source.block.columns >= kTogether;
+  const bool together = int64_t{source.rows} * source.columns >= kTogether;
   const int64_t each = together ? 32 : 1, step = static_cast<int64_t>(gridDim.x) * kBlockThreads / each;
   for (int64_t i = (static_cast<int64_t>(blockIdx.x) * kBlockThreads + threadIdx.x) / each; i < blocks; i += step) {
     const BlockEntry& e = entry_of_item(source.table, source.entries, i);
@@ -35,8 +42,8 @@ __global__ void __launch_bounds__(kSelectThreads) count_other_nans(Scores<U> sou
     for (int64_t i = first + (threadIdx.x & 31); i < first + kTile && i < e.numel; i += 32) {
       const U* p = source.first(e, i);
       Count nans = 0;
-      for (int64_t r = 0; r < source.block.rows; ++r)
-        for (int64_t c = 0; c < source.block.columns; ++c) nans += static_cast<U>(p[r * e.at.output + c * e.at.input] & kMagnitude<U>) >= nan;
+      for (int r = 0; r < source.rows; ++r)
+        for (int c = 0; c < source.columns; ++c) nans += static_cast<U>(p[r * e.at.output + c * e.at.input] & kMagnitude<U>) >= nan;
       if (nans > 1) atomicAdd(reinterpret_cast<Count*>(e.nan_count), nans - 1);
     }
   }
@@ -140,11 +147,11 @@ struct Plan {
       numel += e.numel, blocks += n, tiles += tiles_of(n), scores += (n + 1) / 2 * 2;
     }
     const auto weight_bytes = static_cast<double>(numel * element_bytes(p.dtype));
-    if (blocks <= kFewBlocks || static_cast<double>(8 * blocks) <= 0.02 * weight_bytes) stored = scores;
+    if (blocks < kBracketFrom || static_cast<double>(8 * blocks) <= 0.02 * weight_bytes) stored = scores;
     const auto most = static_cast<int64_t>(0.0275 * weight_bytes) + (int64_t{224} << 10);
     room_bytes = smaller_of(candidate_room_bytes<uint64_t>(blocks), most) / 16 * 16;
     front_bytes = select_bytes() + 8 * stored;
-    int64_t kept = spread_parts(block, false);
+    int64_t kept = spread_parts(block, kHalves);
     if (kPathBytes + 4 * kept > front_bytes) kept = spread_parts(block, true);
     front_bytes = whole(std::max(front_bytes, kPathBytes + 4 * kept));
   }
@@ -194,7 +201,7 @@ cudaError_t block_mask(const PatternCudaProblem& p, BlockShape block, int64_t ke
   cudaError_t error = send(plan.entries);
   source.layouts = reinterpret_cast<const Layout*>(memory);
   if (error == cudaSuccess) error = send(plan.layouts);
-  source.block = block;
+  source.rows = static_cast<int>(block.rows), source.columns = static_cast<int>(block.columns);
   const int64_t size = block.rows * block.columns;
   source.size = static_cast<double>(size);
   source.inverse = (size & (size - 1)) == 0 ? 1 / source.size : 0;

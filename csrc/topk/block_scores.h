@@ -22,19 +22,19 @@ struct Scores {
   const Entry* table;
   int64_t entries;
   const Layout* layouts;
-  BlockShape block;
+  int rows, columns;
   double size, inverse;  // inverse: 0 where size is not a power of two; where it is, multiplying by it rounds as dividing does
   bool bf16;
 
   // The first weight of block i.
   __device__ const U* first(const Entry& e, int64_t i) const {
     const Strides& s = e.at;
-    const int64_t across = divide(s.inputs, block.columns), stretch = divide(i, s.kernel), band = divide(stretch, across);
-    return static_cast<const U*>(e.data) + band * block.rows * s.output + (stretch - band * across) * block.columns * s.input +
+    const int64_t across = divide(s.inputs, columns), stretch = divide(i, s.kernel), band = divide(stretch, across);
+    return static_cast<const U*>(e.data) + band * rows * s.output + (stretch - band * across) * columns * s.input +
            place_of(s, layouts, i - stretch * s.kernel);
   }
   // Whether a block's rows can be read 16 bytes at a time.
-  __device__ bool wide(const Entry& e) const { return e.at.plain && e.at.kernel == 1 && block.columns % kItems<U> == 0; }
+  __device__ bool wide(const Entry& e) const { return e.at.plain && e.at.kernel == 1 && columns % kItems<U> == 0; }
   __device__ uint64_t key(double sum) const {
     const double score = inverse != 0 ? __dmul_rn(sum, inverse) : __ddiv_rn(sum, size);
     return static_cast<uint64_t>(__double_as_longlong(score)) & kMagnitude<uint64_t>;
@@ -44,18 +44,18 @@ struct Scores {
     const U* p = first(e, i);
     double sum = 0;
     if (wide(e)) {
-      for (int64_t r = 0; r < block.rows; ++r, p += s.output) {
-        for (int64_t c = 0; c < block.columns; c += kItems<U>) {
+      for (int r = 0; r < rows; ++r, p += s.output) {
+        for (int c = 0; c < columns; c += kItems<U>) {
           const Bytes16 v = load16(reinterpret_cast<const Bytes16*>(p + c));
           ACDC_UNROLLED
           for (int k = 0; k < kItems<U>; ++k) sum = __dadd_rn(sum, magnitude_of(item<U>(v, k), bf16));
         }
       }
-    } else if (block.columns == 1) {
-      for (int64_t r = 0; r < block.rows; ++r) sum = __dadd_rn(sum, magnitude_of(p[r * s.output], bf16));
+    } else if (columns == 1) {
+      for (int r = 0; r < rows; ++r) sum = __dadd_rn(sum, magnitude_of(p[r * s.output], bf16));
     } else {
-      for (int64_t r = 0; r < block.rows; ++r, p += s.output)
-        for (int64_t c = 0; c < block.columns; ++c) sum = __dadd_rn(sum, magnitude_of(p[c * s.input], bf16));
+      for (int r = 0; r < rows; ++r, p += s.output)
+        for (int c = 0; c < columns; ++c) sum = __dadd_rn(sum, magnitude_of(p[c * s.input], bf16));
     }
     return key(sum);
   }
@@ -85,7 +85,7 @@ __device__ inline int last_place(double x) {
 // That of the last bit of x that is set; larger than any for 0.
 __device__ inline int last_bit(double x) {
   const long long u = __double_as_longlong(x);
-  return u == 0 ? kNoPlace : last_place(x) + (u << 12 != 0 ? __ffsll(u) - 1 : 52);
+  return u == 0 ? kNoPlace : last_place(x) + ((u & ((1ll << 52) - 1)) != 0 ? __ffsll(u) - 1 : 52);
 }
 
 // A sum in any order, and a place at or below the last bit of everything in it.
@@ -106,7 +106,7 @@ template <class U>
 __device__ inline uint64_t score_together(const Scores<U>& s, const BlockEntry& e, int64_t i) {
   constexpr int n = kItems<U>, together = sizeof(U) == 2 ? 4 : 8;
   const int lane = static_cast<int>(threadIdx.x & 31), digits = sizeof(U) == 8 ? 52 : sizeof(U) == 4 ? 23 : s.bf16 ? 7 : 10;
-  const int64_t columns = s.block.columns, count = s.block.rows * columns;
+  const int64_t columns = s.columns, count = s.rows * columns;
   const U* first = s.first(e, i);
   const bool wide = s.wide(e);
   auto at = [&](int64_t q) {

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "topk/pattern_tables.h"
 
 namespace acdc {
@@ -57,7 +59,7 @@ __device__ inline void write_eight(const Weights<U>& weights, U (&u)[8], int64_t
 // The bits of a tile of a plain weight without kernel positions: eight weights a lane, four times.
 template <int M, class U>
 __device__ inline void rank_eights(const Weights<U>& weights, const PatternEntry& e, int64_t first, int n, unsigned* nans) {
-  constexpr int loads = sizeof(U) / 2, together = sizeof(U) == 8 ? 2 : 4;
+  constexpr int loads = sizeof(U) / 2, together = sizeof(U) == 2 ? 4 : 2;
   const int lane = static_cast<int>(threadIdx.x & 31);
   const U* data = static_cast<const U*>(e.data) + first;
   uint8_t* bytes = e.bits + first / 8;
@@ -90,64 +92,110 @@ __device__ inline void rank_eights(const Weights<U>& weights, const PatternEntry
   }
 }
 
-// The same of any weight, a lane a weight, by all m of its group.
-template <class U>
+// The same of any weight, a lane a weight, by all m of its group. M is m, or 0.
+template <int M, class U>
 __device__ inline void rank_each(const Weights<U>& weights, const PatternEntry& e, int64_t first, int64_t n, int64_t m, unsigned* nans) {
   const int lane = static_cast<int>(threadIdx.x & 31);
   const Strides& s = e.at;
+  int64_t column = divide(first + lane, s.kernel), place = first + lane - column * s.kernel;  // the column: of all outputs
+  const int64_t columns_on = divide(32, s.kernel), places_on = 32 - columns_on * s.kernel;
   ACDC_ROLLED
   for (int64_t at = first + lane; at - lane < e.numel && at - lane < first + kTile; at += 32) {
     bool kept = false;
     if (at < e.numel) {
-      const int64_t column = divide(at, s.kernel);  // of all outputs
-      const int64_t output = divide(column, s.inputs), input = column - output * s.inputs, group = divide(input, m) * m;
-      const U* p = static_cast<const U*>(e.data) + output * s.output + group * s.input + place_of(s, weights.layouts, at - column * s.kernel);
-      const int64_t mine = input - group;
+      const int64_t mine = M > 0 ? column % (M > 0 ? M : 1) : column - divide(column, m) * m;
+      const U* p = static_cast<const U*>(e.data);
+      if (s.contiguous) {
+        p += at - mine * s.kernel;
+      } else {
+        const int64_t output = divide(column, s.inputs);
+        p += output * s.output + (column - output * s.inputs - mine) * s.input + place_of(s, weights.layouts, place);
+      }
       const U key = weights.key(p[mine * s.input]);
       int64_t beaten = 0;
-      for (int64_t j = 0; j < mine; ++j) beaten += weights.key(p[j * s.input]) >= key;
-      for (int64_t j = mine + 1; j < m; ++j) beaten += weights.key(p[j * s.input]) > key;
+      if constexpr (M > 0) {
+        ACDC_UNROLLED
+        for (int j = 0; j < M; ++j) beaten += weights.key(p[j * s.input]) + (j < mine) > key;  // ties go to the first
+      } else {
+        for (int64_t j = 0; j < mine; ++j) beaten += weights.key(p[j * s.input]) >= key;
+        for (int64_t j = mine + 1; j < m; ++j) beaten += weights.key(p[j * s.input]) > key;
+      }
       kept = beaten < n;
       *nans += key == weights.nan;
     }
     const uint32_t word = __ballot_sync(kAllLanes, kept);
     if (lane < 4 && at - lane + 8 * lane < e.numel) e.bits[(at - lane) / 8 + lane] = static_cast<uint8_t>(word >> (8 * lane));
+    column += columns_on;
+    place += places_on;
+    if (place >= s.kernel) {
+      place -= s.kernel;
+      ++column;
+    }
   }
 }
 
-// A warp a tile. M is m, or 0 where groups are never ranked in registers.
+__device__ inline void add_nans(const PatternEntry& e, unsigned nans) {
+  if (!__any_sync(kAllLanes, nans != 0)) return;
+  nans = __reduce_add_sync(kAllLanes, nans);
+  if ((threadIdx.x & 31) == 0) atomicAdd(reinterpret_cast<Count*>(e.nan_count), Count{nans});
+}
+
+// Plain weights without kernel positions, a warp a tile.
 template <int M, class U>
-__global__ void __launch_bounds__(kSelectThreads, kBlocks<U>) rank(Weights<U> weights, int64_t tiles, int64_t n, int64_t m) {
+__global__ void __launch_bounds__(kSelectThreads, kBlocks<U>) rank_in_registers(Weights<U> weights, int64_t tiles, int n) {
   Cursor<Weights<U>> cursor(weights);
   for (int64_t tile = static_cast<int64_t>(blockIdx.x) * kSelectWarps + threadIdx.x / 32; tile < tiles;
        tile += static_cast<int64_t>(gridDim.x) * kSelectWarps) {
     const int64_t first = cursor.move_to(tile);
-    const PatternEntry& e = *cursor.entry;
     unsigned nans = 0;
-    bool done = false;
-    if constexpr (M > 0) {
-      done = e.at.plain && e.at.kernel == 1;
-      if (done) rank_eights<M>(weights, e, first, static_cast<int>(n), &nans);
-    }
-    if (!done) rank_each(weights, e, first, n, m, &nans);
-    if (!__any_sync(kAllLanes, nans != 0)) continue;
-    nans = __reduce_add_sync(kAllLanes, nans);
-    if ((threadIdx.x & 31) == 0) atomicAdd(reinterpret_cast<Count*>(e.nan_count), Count{nans});
+    rank_eights<M>(weights, *cursor.entry, first, n, &nans);
+    add_nans(*cursor.entry, nans);
+  }
+}
+
+// All others.
+template <int M, class U>
+__global__ void __launch_bounds__(kSelectThreads, 2) rank_from_memory(Weights<U> weights, int64_t tiles, int64_t n, int64_t m) {
+  Cursor<Weights<U>> cursor(weights);
+  for (int64_t tile = static_cast<int64_t>(blockIdx.x) * kSelectWarps + threadIdx.x / 32; tile < tiles;
+       tile += static_cast<int64_t>(gridDim.x) * kSelectWarps) {
+    const int64_t first = cursor.move_to(tile);
+    unsigned nans = 0;
+    rank_each<M>(weights, *cursor.entry, first, n, m, &nans);
+    add_nans(*cursor.entry, nans);
   }
 }
 
 template <class U>
 cudaError_t n_m(const PatternCudaProblem& p, int64_t n, int64_t m, void* scratch, cudaStream_t stream) {
-  const HostTables tables = tables_of(p);
+  HostTables tables = tables_of(p);
   cudaError_t error = clear_nan_counts(p, stream);
   if (error != cudaSuccess || tables.entries.empty()) return error;
+  const auto in_registers = [&](const PatternEntry& e) { return e.at.plain && e.at.kernel == 1 && (m == 2 || m == 4 || m == 8); };
+  const auto others = std::stable_partition(tables.entries.begin(), tables.entries.end(), in_registers);
+  int64_t tiles[2] = {};
+  for (auto e = tables.entries.begin(); e != tables.entries.end(); ++e) {
+    int64_t& before = tiles[e >= others];
+    e->first_chunk = before;
+    before += tiles_of(e->numel);
+  }
   Weights<U> weights{};
   weights.nan = rule_for<U>(p.dtype).nan;
   error = send(tables, scratch, &weights, stream);
-  if (error != cudaSuccess) return error;
-  const int64_t tiles = tables.entries.back().first_chunk + tiles_of(tables.entries.back().numel);
-  auto kernel = m == 2 ? rank<2, U> : m == 4 ? rank<4, U> : m == 8 ? rank<8, U> : rank<0, U>;
-  return ACDC_LAUNCH(kernel, grid_for((tiles + kSelectWarps - 1) / kSelectWarps, 4 * kBlocks<U>), kSelectThreads, stream, weights, tiles, n, m);
+  const int64_t all = weights.entries;
+  weights.entries = others - tables.entries.begin();
+  if (error == cudaSuccess && tiles[0] > 0) {
+    auto kernel = m == 2 ? rank_in_registers<2, U> : m == 4 ? rank_in_registers<4, U> : rank_in_registers<8, U>;
+    error = ACDC_LAUNCH(kernel, grid_for((tiles[0] + kSelectWarps - 1) / kSelectWarps, 4 * kBlocks<U>), kSelectThreads, stream, weights, tiles[0],
+                        static_cast<int>(n));
+  }
+  weights.table += weights.entries;
+  weights.entries = all - weights.entries;
+  if (error == cudaSuccess && tiles[1] > 0) {
+    auto kernel = m == 2 ? rank_from_memory<2, U> : m == 4 ? rank_from_memory<4, U> : m == 8 ? rank_from_memory<8, U> : rank_from_memory<0, U>;
+    error = ACDC_LAUNCH(kernel, grid_for((tiles[1] + kSelectWarps - 1) / kSelectWarps, 8), kSelectThreads, stream, weights, tiles[1], n, m);
+  }
+  return error;
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ struct Strides {
   int64_t inputs, kernel;
   int64_t output, input, place;  // strides
   int32_t layout;                // the kernel positions' number among the layouts, or -1: they are `place` apart
-  int32_t plain;                 // contiguous, on a multiple of 16 bytes
+  bool contiguous, plain;        // plain: and on a multiple of 16 bytes
 };
 
 struct PatternEntry {
@@ -75,7 +75,7 @@ inline HostTables tables_of(const PatternCudaProblem& p) {
   for (int64_t i = 0; i < p.tensors; ++i) {
     const PatternWeight& w = p.weights[i];
     if (w.numel == 0) continue;
-    Strides at{w.inputs, w.kernel, w.output_stride, w.input_stride, 1, -1, w.contiguous && is_aligned16(w.data)};
+    Strides at{w.inputs, w.kernel, w.output_stride, w.input_stride, 1, -1, w.contiguous, w.contiguous && is_aligned16(w.data)};
     if (w.places.dims == 1) at.place = w.places.strides[0];
     if (w.places.dims > 1) {
       at.layout = static_cast<int32_t>(t.layouts.size());

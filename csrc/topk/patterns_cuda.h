@@ -6,7 +6,7 @@
 //
 // 2:4-transposable reads them once, a tile a thread: 24 + 36 + 180 additions of doubles. The bits of a block's tiles meet in shared memory.
 //
-// block:RxC. Where all scores take at most 2% of the weights' bytes, or there are at most 65536, they are stored, blocks of 64 weights and
+// block:RxC. Where all scores take at most 2% of the weights' bytes, or there are fewer than 65536, they are stored, blocks of 64 weights and
 // more summed by a warp each: in any order where that is known to be exact, else in the contract's, one addition after another. Smaller
 // blocks are scored anew at each of selection_cuda.h's reads, by a thread each. Then the bits of blocks, which the selection leaves at the
 // front of each mask, are copied to scratch memory and spread out.

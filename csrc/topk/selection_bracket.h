@@ -10,6 +10,9 @@ constexpr int64_t kRun = 8;   // neighbours drawn together: a sector of float32
 constexpr int kStage = 128;   // candidates that a warp keeps before it stores them, with one atomic for all
 constexpr int kSmallBlocks = 4;  // blocks on a multiprocessor of the other kernels
 
+// The same of draw_sample; fewer where an item takes more registers to read.
+template <class Source> constexpr int kSampleBlocks = kSmallBlocks;
+
 struct SampleBins {
   unsigned of[kBins];
 };
@@ -36,7 +39,7 @@ __device__ inline void add(const SampleBins& bins, Count* to) {
 
 // Runs spread evenly, each at a pseudo-random place of its stretch; counts the keys' first bits and narrows both ends of the bracket.
 template <class Source>
-__global__ void __launch_bounds__(kSelectThreads, kSmallBlocks) draw_sample(Source source, SelectionTask<typename Source::Key> task) {
+__global__ void __launch_bounds__(kSelectThreads, kSampleBlocks<Source>) draw_sample(Source source, SelectionTask<typename Source::Key> task) {
   using U = typename Source::Key;
   ACDC_SHARED(SampleBins, bins);
   clear(bins);
