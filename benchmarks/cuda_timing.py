@@ -1,26 +1,32 @@
-"""Timing on a CUDA device by its own events, what the rows say of it, and all that the benchmarks ask of the device.
+"""Timing on a CUDA device by its own events, and what the rows say of it.
 
 Every call lies between two events of its own, and before every call the L2 cache is swept: a buffer of several times
-its size is read (not written: the call would be charged for writing dirty lines back). Two figures a contender:
+its size is read (not written: the call would be charged for writing dirty lines back). Up to three figures a contender:
 
+- *device*: after the sweep the device sleeps until the host has enqueued the whole call, so the events bracket the
+  device's work alone. It is what a training loop pays, whose host runs ahead, and the figure that targets are judged
+  by. A call that waits for the device has none.
 - *eager*: the device is idle when the call begins, so the host's own work is in the figure, up to the last launch.
-- *graph*: the call was captured in a CUDA graph, whose replay is launched while the device still sweeps, so the figure
-  is the device's own time. It is what a training loop pays, whose host runs ahead.
+- *graph*: the replay of the call as a CUDA graph, launched while the device still sweeps. It is what captured training
+  pays, where a masked update can't know whether anyone wrote to the weights, and so skips nothing.
 
-What a call has written into L2 by its end is not waited for. An empty pair of events is timed too: every figure has
-`event_pair_ms` in it.
+That the device still slept when the host was done is asked of the first event at every call; if it did not, the call is
+repeated behind a sleep twice as long. What a call has written into L2 by its end is not waited for. An empty pair of
+events is timed too: every figure has `event_pair_ms` in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import memory
+from .cuda_device import Call, Event, Gpu, Replay
 from .harness import Budget, Row, Timing, interleave, rows
 
 BUDGET = Budget(clean=21, rounds=60, seconds=12.0)
@@ -28,57 +34,28 @@ QUICK = Budget(clean=7, rounds=20, seconds=5.0, fewest_rounds=3)
 SAMPLE_SECONDS = 0.0005
 SWEPT = 4  # L2 sizes
 COPIED_BYTES = 2 << 30
-
-Call = Callable[[], object]
-
-
-class Event(Protocol):
-    def record(self) -> None: ...
-
-    def elapsed_time(self, end_event: Any, /) -> float:
-        """Milliseconds from this one to `end_event`; both have happened."""
-        ...
+SLEEP_AT_LEAST, SLEEP_AT_MOST = 0.0001, 1.0  # seconds; recording the events is the host's work, too
+HOST_TIMES = 2
+CALIBRATION_CYCLES = 2_000_000
 
 
-@dataclass(frozen=True)
-class Replay:
-    """A captured call. Its timing leaves the host out."""
+@dataclass(eq=False)
+class Queued:
+    """A call that is enqueued while the device sleeps. `seconds` of sleep are made more where they prove too few."""
 
-    replay: Call
+    call: Call
+    seconds: float
 
     def __call__(self) -> object:
-        return self.replay()
+        return self.call()
 
 
-def captured(call: Call) -> Replay:
-    """`call` as a CUDA graph, warmed up on the stream that captures it. Raises RuntimeError where it can't be."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # current again afterwards also when the capture fails
-        for _ in range(3):
-            call()
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    return Replay(graph.replay)
+class NotQueued(Exception):
+    """A call that the host can't enqueue ahead of the device, and why."""
 
-
-def _l2_bytes() -> int:
-    return torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """What the benchmarks ask of a device; tests bring their own functions."""
-
-    device: str = "cuda"
-    l2_bytes: int = field(default_factory=_l2_bytes)
-    event: Callable[[], Event] = lambda: torch.cuda.Event(enable_timing=True)
-    synchronize: Call = torch.cuda.synchronize
-    capture: Callable[[Call], Replay] = captured
-    allocated: Callable[[], int] = torch.cuda.memory_allocated
-    peak_allocated: Callable[[], int] = torch.cuda.max_memory_allocated
-    forget_peak: Call = torch.cuda.reset_peak_memory_stats
+    def __init__(self, call: Call, why: str) -> None:
+        super().__init__(why)
+        self.call = call
 
 
 class Timer:
@@ -89,15 +66,15 @@ class Timer:
         self._swept = torch.ones(max(1, SWEPT * gpu.l2_bytes // 4), device=gpu.device)
         self._sum = torch.zeros((), device=gpu.device)
         self._pairs: list[tuple[Event, Event]] = []
+        self._cycles_per_second = 0.0
 
     def __call__(self, call: Call, calls: int) -> float:
-        while len(self._pairs) < calls:
-            start, end = self._gpu.event(), self._gpu.event()
-            start.record()  # the first time makes them, which takes a while
-            end.record()
-            self._pairs.append((start, end))
+        self._make_pairs(calls)
         for start, end in self._pairs[:calls]:
-            torch.sum(self._swept, 0, out=self._sum)
+            if isinstance(call, Queued):
+                self._behind_sleep(call, start, end)
+                continue
+            self._sweep()
             if not isinstance(call, Replay):
                 self._gpu.synchronize()
             start.record()
@@ -105,6 +82,58 @@ class Timer:
             end.record()
         self._gpu.synchronize()
         return sum(start.elapsed_time(end) for start, end in self._pairs[:calls]) / calls / 1e3
+
+    def queued(self, call: Call) -> Queued:
+        """`call` behind a sleep that is long enough for it. Raises NotQueued where there is none."""
+        call()
+        if self._gpu.waits(call):
+            raise NotQueued(call, "it waits for the device")
+        self._gpu.synchronize()
+        began = self._gpu.host_clock()
+        call()
+        took = self._gpu.host_clock() - began
+        made = Queued(call, min(max(HOST_TIMES * took, SLEEP_AT_LEAST), SLEEP_AT_MOST))
+        self(made, 1)
+        return made
+
+    def _make_pairs(self, count: int) -> None:
+        while len(self._pairs) < count:
+            start, end = self._gpu.event(), self._gpu.event()
+            start.record()  # the first time makes them, which takes a while
+            end.record()
+            self._pairs.append((start, end))
+
+    def _sweep(self) -> None:
+        torch.sum(self._swept, 0, out=self._sum)
+
+    def _behind_sleep(self, queued: Queued, start: Event, end: Event) -> None:
+        rate = self._cycles_per_second = self._cycles_per_second or self._calibrated()
+        while True:
+            self._gpu.synchronize()  # what the device holds is limited: nothing of earlier calls
+            self._sweep()
+            self._gpu.sleep(round(queued.seconds * rate))
+            start.record()
+            queued.call()
+            end.record()
+            if not start.query():
+                return
+            if queued.seconds >= SLEEP_AT_MOST:
+                what = "it waits for the device, or is too many launches"
+                raise NotQueued(queued.call, f"{SLEEP_AT_MOST:g} s of sleep ended before it was enqueued: {what}")
+            queued.seconds = min(2 * queued.seconds, SLEEP_AT_MOST)
+
+    def _calibrated(self) -> float:
+        """Cycles of `sleep` a second."""
+        self._make_pairs(1)
+        (start, end), seconds = self._pairs[0], []
+        for _ in range(3):
+            self._gpu.sleep(CALIBRATION_CYCLES)  # as long as it takes to record the first event
+            start.record()
+            self._gpu.sleep(CALIBRATION_CYCLES)
+            end.record()
+            self._gpu.synchronize()
+            seconds.append(start.elapsed_time(end) / 1e3)
+        return CALIBRATION_CYCLES / statistics.median(seconds)
 
 
 @dataclass(frozen=True)
@@ -157,38 +186,75 @@ def compare(
     moved_bytes: int,
     facts: Mapping[str, Any],
 ) -> list[Row]:
-    """The rows of "ours" against the other calls, eager and, where `not_captured` has no reason against it, as graphs.
+    """The rows of "ours" against the other calls: device, eager and, if `not_captured` has no reason against it, graph.
 
-    `speedup` is of eager times, `graph_speedup` of graphs. `ours_gb_per_s` counts `moved_bytes`, and `of_copy` is how
-    much of the copy's bandwidth that is: by the graph's time, or the eager one where there is no graph (`timed_as`).
+    `speedup` is of eager times, `device_speedup` and `graph_speedup` of those. A time that there is not is None, and
+    `ours_no_device_time`, `ours_not_captured` and the same of the peer say why. `ours_gb_per_s` counts `moved_bytes`,
+    and `of_copy` is how much of the copy's bandwidth that is: by the device's time, or what there is (`timed_as`).
     """
-    why_not, every = dict(not_captured), {(name, "eager"): call for name, call in calls.items()}
+    timer, not_queued, not_captured = Timer(gpu), dict[str, str](), dict(not_captured)
+    every: dict[tuple[str, str], Call] = {(name, "eager"): call for name, call in calls.items()}
     replays: dict[Call, Replay] = {}
     for name, call in calls.items():
-        if name in why_not:
+        if name in not_captured:
             continue
         try:
             if call not in replays:
                 replays[call] = gpu.capture(call)
             every[name, "graph"] = replays[call]
         except RuntimeError as error:  # torch has left the capture by then
-            why_not[name] = str(error).partition("\n")[0]
-    timings = interleave(every, budget, sample_seconds=SAMPLE_SECONDS, timed=Timer(gpu))
-    eager = {name: timings[name, "eager"] for name in calls}
-    graph: dict[str, Timing] = {name: timings[name, "graph"] for name in calls if (name, "graph") in timings}
-    device_ms = graph.get("ours", eager["ours"]).ms
-    speed = gb_per_s(moved_bytes, device_ms)
+            not_captured[name] = str(error).partition("\n")[0]
+    queued: dict[Call, Queued | str] = {}
+    for name, call in calls.items():
+        if call not in queued:
+            queued[call] = _queued(timer, call)
+        if isinstance(found := queued[call], Queued):
+            every[name, "device"] = found
+        else:
+            not_queued[name] = found
+    timings = _interleaved(every, budget, timer, not_queued)
+    bases = {
+        basis: {name: timings[name, basis] for name in calls if (name, basis) in timings}
+        for basis in ("device", "graph", "eager")
+    }
+    timed_as = next(basis for basis, times in bases.items() if "ours" in times)
+    speed = gb_per_s(moved_bytes, bases[timed_as]["ours"].ms)
     common = {
-        **facts, "moved_bytes": moved_bytes, "timed_as": "graph" if "ours" in graph else "eager",
+        **facts, "moved_bytes": moved_bytes, "timed_as": timed_as,
         "ours_gb_per_s": rounded(speed), "copy_gb_per_s": limit.copy_gb_per_s,
         "of_copy": rounded(speed / limit.copy_gb_per_s), "event_pair_ms": limit.event_pair_ms,
     }  # fmt: skip
-    made = rows(eager, facts=common)
+    made = rows(bases["eager"], facts=common)
     for row in made:
-        for who, name in (("ours", "ours"), ("peer", row["peer"])):
-            row[f"{who}_graph_ms"] = rounded(graph[name].ms) if name in graph else None
-            if name in why_not:
-                row[f"{who}_not_captured"] = why_not[name]
-        if "ours" in graph and row["peer"] in graph:
-            row["graph_speedup"] = rounded(graph[row["peer"]].ms / graph["ours"].ms)
+        _add(row, "device", bases["device"], "no_device_time", not_queued)
+        _add(row, "graph", bases["graph"], "not_captured", not_captured)
     return made
+
+
+def _queued(timer: Timer, call: Call) -> Queued | str:
+    """Or why not."""
+    try:
+        return timer.queued(call)
+    except NotQueued as error:
+        return str(error)
+
+
+def _interleaved(
+    every: Mapping[tuple[str, str], Call], budget: Budget, timer: Timer, not_queued: dict[str, str]
+) -> dict[tuple[str, str], Timing]:
+    """The timings, less the device's of calls that now prove too slow to enqueue: `not_queued` gets their reasons."""
+    try:
+        return interleave(every, budget, sample_seconds=SAMPLE_SECONDS, timed=timer)
+    except NotQueued as error:
+        late = {key: str(error) for key, each in every.items() if isinstance(each, Queued) and each.call == error.call}
+    not_queued.update({name: why for (name, _), why in late.items()})
+    return _interleaved({key: each for key, each in every.items() if key not in late}, budget, timer, not_queued)
+
+
+def _add(row: Row, basis: str, times: Mapping[str, Timing], no_time: str, why_not: Mapping[str, str]) -> None:
+    for who, name in (("ours", "ours"), ("peer", row["peer"])):
+        row[f"{who}_{basis}_ms"] = rounded(times[name].ms) if name in times else None
+        if name in why_not:
+            row[f"{who}_{no_time}"] = why_not[name]
+    if "ours" in times and row["peer"] in times:
+        row[f"{basis}_speedup"] = rounded(times[row["peer"]].ms / times["ours"].ms)

@@ -209,14 +209,14 @@ def table(group: Sequence[Row]) -> str:
     ours += f"  ±{first['ours_spread']:.1%}  clean {first['ours_clean']}"
     if "of_roofline" in first:
         ours += f"  {first['of_roofline']:.2f}x of the roofline's time"
-    ours += _graph(first, "ours")
+    ours += _without_host(first, "ours")
     if "of_copy" in first:
         ours += f"  {first['ours_gb_per_s']:.4g} GB/s, {first['of_copy']:.0%} of a copy's"
     lines = [head, ours + _memory(first, "ours")]
     for row in group:
         line = f"  {row['peer']:<36}{row['peer_ms']:>10.4g} ms{row['speedup']:>9.2f}x"
         line += f"  ±{row['peer_spread']:.1%}  clean {row['peer_clean']}"
-        lines.append(line + _graph(row, "peer") + _memory(row, "peer"))
+        lines.append(line + _without_host(row, "peer") + _memory(row, "peer"))
     return "\n".join(lines)
 
 
@@ -230,11 +230,16 @@ def _memory(row: Row, who: str) -> str:
     return "" if percent is None else f"  extra memory {percent:.2f}% of the weights"
 
 
-def _graph(row: Row, who: str) -> str:
-    if row.get(f"{who}_graph_ms") is None:
-        return "  no graph" if f"{who}_not_captured" in row else ""
-    text = f"  graph {row[f'{who}_graph_ms']:.4g} ms"
-    return f"{text} {row['graph_speedup']:.2f}x" if who == "peer" and "graph_speedup" in row else text
+def _without_host(row: Row, who: str) -> str:
+    text = ""
+    for basis, why_not in (("device", "no_device_time"), ("graph", "not_captured")):
+        if row.get(f"{who}_{basis}_ms") is None:
+            text += f"  no {basis}" if f"{who}_{why_not}" in row else ""
+            continue
+        text += f"  {basis} {row[f'{who}_{basis}_ms']:.4g} ms"
+        if who == "peer" and f"{basis}_speedup" in row:
+            text += f" {row[f'{basis}_speedup']:.2f}x"
+    return text
 
 
 def write_json(

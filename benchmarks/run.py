@@ -96,7 +96,7 @@ def _on_cuda(op: str, quick: bool, stamp: dict[str, Any]) -> tuple[ModuleType, M
     stamp["cuda"] = {**stamps.gpu(), **asdict(limit)}  # now that it is awake: its clocks sleep with it
     print(
         f"{stamp['cuda']['name']}, a copy moves {limit.copy_gb_per_s:.4g} GB/s; torch {torch.__version__}, CUDA "
-        f"{stamp['cuda']['cuda']}; interleaved medians, caches swept; graph: without the host\n"
+        f"{stamp['cuda']['cuda']}; interleaved medians, caches swept; device: without the host\n"
     )
     return bench, lambda case, number: bench.measure(case, gpu, limit, budget, backend)
 

@@ -10,7 +10,7 @@ from .machine import machine
 from .tables import text_table
 
 NAMESPACE = "acdc_kernels::"
-COMPOSED = "acdc_kernels::planned_"  # these call other ops
+NOT_KERNELS = ("acdc_kernels::planned_", "acdc_kernels::skips_")  # they call other ops, or answer for them
 
 
 def info_text() -> str:
@@ -31,7 +31,7 @@ def kernel_rows() -> list[list[str]]:
     """For each op: its name and what runs for it on the CPU and on a CUDA GPU."""
     _native.available()  # loads the library, which registers its kernels
     names = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith(NAMESPACE))
-    names = [name for name in names if not name.startswith(COMPOSED)]
+    names = [name for name in names if not name.startswith(NOT_KERNELS)]
     return [[name.removeprefix(NAMESPACE), _kernel(name, "CPU"), _kernel(name, "CUDA")] for name in names]
 
 

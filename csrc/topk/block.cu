@@ -90,9 +90,9 @@ __global__ void __launch_bounds__(kBlockThreads) spread(SpreadTable t) {
     const int64_t first = e.begin + ((chunk - e.first_chunk) * kBlockThreads + threadIdx.x) * 32, wide = t.block.columns * e.kernel;
     if (first >= e.end) continue;
     const int n = e.end - first < 32 ? static_cast<int>(e.end - first) : 32;
-    const int64_t stretch = quotient(first, wide), row = quotient(stretch, e.across);
-    int64_t output = row, block = stretch - row * e.across, column = quotient(first - stretch * wide, e.kernel);
-    int64_t place = first - stretch * wide - column * e.kernel, band = quotient(output, t.block.rows) * e.across * e.kernel - e.first_block;
+    const int64_t stretch = divide(first, wide), row = divide(stretch, e.across);
+    int64_t output = row, block = stretch - row * e.across, column = divide(first - stretch * wide, e.kernel);
+    int64_t place = first - stretch * wide - column * e.kernel, band = divide(output, t.block.rows) * e.across * e.kernel - e.first_block;
     uint32_t word = 0;
     for (int done = 0; done < n;) {
       int run;
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kBlockThreads) spread(SpreadTable t) {
       if (column == t.block.columns) column = 0, ++block;
       if (block == e.across) {
         block = 0;
-        band = quotient(++output, t.block.rows) * e.across * e.kernel - e.first_block;
+        band = divide(++output, t.block.rows) * e.across * e.kernel - e.first_block;
       }
     }
     if (n == 32)

@@ -29,7 +29,7 @@ struct Scores {
   // The first weight of block i.
   __device__ const U* first(const Entry& e, int64_t i) const {
     const Strides& s = e.at;
-    const int64_t across = quotient(s.inputs, columns), stretch = quotient(i, s.kernel), band = quotient(stretch, across);
+    const int64_t across = divide(s.inputs, columns), stretch = divide(i, s.kernel), band = divide(stretch, across);
     return static_cast<const U*>(e.data) + band * rows * s.output + (stretch - band * across) * columns * s.input +
            place_of(s, layouts, i - stretch * s.kernel);
   }
@@ -110,7 +110,7 @@ __device__ inline uint64_t score_together(const Scores<U>& s, const BlockEntry& 
   const U* first = s.first(e, i);
   const bool wide = s.wide(e);
   auto at = [&](int64_t q) {
-    const int64_t r = quotient(q, columns);
+    const int64_t r = divide(q, columns);
     return first + r * e.at.output + (q - r * columns) * e.at.input;
   };
   auto weight = [&](int64_t q) { return q < count ? magnitude_of(*at(q), s.bf16) : 0.0; };

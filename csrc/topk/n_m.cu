@@ -97,18 +97,18 @@ template <int M, class U>
 __device__ inline void rank_each(const Weights<U>& weights, const PatternEntry& e, int64_t first, int64_t n, int64_t m, unsigned* nans) {
   const int lane = static_cast<int>(threadIdx.x & 31);
   const Strides& s = e.at;
-  int64_t column = quotient(first + lane, s.kernel), place = first + lane - column * s.kernel;  // the column: of all outputs
-  const int64_t columns_on = quotient(32, s.kernel), places_on = 32 - columns_on * s.kernel;
+  int64_t column = divide(first + lane, s.kernel), place = first + lane - column * s.kernel;  // the column: of all outputs
+  const int64_t columns_on = divide(32, s.kernel), places_on = 32 - columns_on * s.kernel;
   ACDC_ROLLED
   for (int64_t at = first + lane; at - lane < e.numel && at - lane < first + kTile; at += 32) {
     bool kept = false;
     if (at < e.numel) {
-      const int64_t mine = M > 0 ? column % (M > 0 ? M : 1) : column - quotient(column, m) * m;
+      const int64_t mine = M > 0 ? column % (M > 0 ? M : 1) : column - divide(column, m) * m;
       const U* p = static_cast<const U*>(e.data);
       if (s.contiguous) {
         p += at - mine * s.kernel;
       } else {
-        const int64_t output = quotient(column, s.inputs);
+        const int64_t output = divide(column, s.inputs);
         p += output * s.output + (column - output * s.inputs - mine) * s.input + place_of(s, weights.layouts, place);
       }
       const U key = weights.key(p[mine * s.input]);

@@ -32,12 +32,6 @@ struct PatternTable {
   const Layout* layouts;
 };
 
-// Numbers of up to 32 bits are divided as such: 64 bits take four times as long.
-__device__ inline int64_t quotient(int64_t a, int64_t by) {
-  if ((static_cast<uint64_t>(a | by) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(by);
-  return a / by;
-}
-
 __device__ inline int64_t place_of(const Strides& s, const Layout* layouts, int64_t k) {
   return s.layout < 0 ? k * s.place : offset_of(layouts[s.layout], k);
 }
@@ -51,10 +45,9 @@ __device__ inline double magnitude_of(U u, bool bf16) {
   } else if constexpr (sizeof(U) == 4) {
     return static_cast<double>(__uint_as_float(u));
   } else {
-    const uint32_t wide = static_cast<uint32_t>(u);
-    if (bf16) return static_cast<double>(__uint_as_float(wide << 16));
-    if (wide >= 0x7c00) return static_cast<double>(__uint_as_float(wide << 13 | 0x7f800000u));
-    return static_cast<double>(__fmul_rn(__uint_as_float(wide << 13), 0x1p112f));  // exact, for denormals too
+    uint32_t bits = static_cast<uint32_t>(u) << (bf16 ? 16 : 13);
+    if (!bf16 && u >= 0x7c00) bits |= 0x7f800000u;
+    return static_cast<double>(__fmul_rn(__uint_as_float(bits), bf16 ? 1.0f : 0x1p112f));  // exact, for denormals too
   }
 }
 

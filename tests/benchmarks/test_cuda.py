@@ -135,7 +135,7 @@ def test_wrong_masks_are_not_timed(native, device, monkeypatch, quiet_references
 def test_update_rows(optimizer, sparsity, device, quiet_references):
     made = rows_of(update_cuda, update_cuda.Step(Case(cases.TINY, sparsity), optimizer), device)
     peers = [name for name in update.names(Case(cases.TINY, sparsity), optimizer)[1:] if name != update.ROOFLINE]
-    assert list(made) == [*peers, update.OURS_AGAIN]
+    assert list(made) == [*peers, *([update_cuda.NOT_SKIPPED] if sparsity else []), update.OURS_AGAIN]
     weights = cases.TINY.weights()
     bits = update.masks(Case(cases.TINY, sparsity), weights)
     full = update_cuda.full_bytes(weights, optimizer, masked=bool(bits))
@@ -144,8 +144,30 @@ def test_update_rows(optimizer, sparsity, device, quiet_references):
         assert row["full_bytes"] == full
         assert row["moved_bytes"] == (update_cuda.sector_bytes(bits, optimizer) if bits else full)
         assert (row["peer_graph_ms"] is None) == (name == "torch AdamW foreach")
+        assert (row["timed_as"], row["ours_device_ms"], row["device_speedup"]) == ("device", 1.0, 1.0)
     ratio = row["ours_full_gb_per_s"] / row["ours_gb_per_s"] if row["ours_gb_per_s"] else 1.0
     assert ratio == pytest.approx(full / row["moved_bytes"], rel=2e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_ours_without_skipping_is_the_optimizers_step(optimizer, quiet_references, monkeypatch):
+    weights = cases.TINY.weights()
+    grads, bits = update.gradients(weights, seed=1), update.masks(TINY, weights)
+    made, real = [], update._optimizer
+    monkeypatch.setattr(update, "_optimizer", lambda *given, **more: made.append(real(*given, **more)) or made[-1])
+    ours = update.steps(TINY, weights, grads, bits, optimizer)["ours"]
+    op = f"masked_{optimizer.lower()}_"
+    called, step = [], getattr(update_cuda, op)
+    monkeypatch.setattr(
+        update_cuda, op, lambda params, *rest, **more: called.append(params) or step(params, *rest, **more)
+    )
+    plain = update_cuda.without_skipping(weights, grads, bits, optimizer)
+    for _ in range(2):
+        ours()
+        plain()
+    assert called[0] is called[1]
+    assert all(map(torch.equal, called[0], made[0][1]))
+    assert not any(map(torch.equal, called[0], weights))
 
 
 def test_an_update_that_differs_from_torch_is_not_timed(device, monkeypatch):
@@ -157,10 +179,12 @@ def test_an_update_that_differs_from_torch_is_not_timed(device, monkeypatch):
 
 @pytest.mark.parametrize(("bench", "case"), [(topk_cuda, TINY), (update_cuda, update_cuda.Step(TINY))])
 def test_references_are_not_captured(bench, case, device, quiet_references):
-    row = next(iter(rows_of(bench, case, device, backend="reference").values()))
+    made = rows_of(bench, case, device, backend="reference", waits=lambda call: True)
+    row = next(iter(made.values()))
     assert row["ours_graph_ms"] is None
     assert "plain torch reference" in row["ours_not_captured"]
     assert row["timed_as"] == "eager"
+    assert all(row["peer_not_captured"] == row["ours_not_captured"] for who, row in made.items() if who[:4] == "ours")
 
 
 @pytest.fixture

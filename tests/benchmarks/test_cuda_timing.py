@@ -12,25 +12,6 @@ from acdc_kernels.benchmarks.cuda_timing import Ceiling, Replay, Timer
 from acdc_kernels.benchmarks.harness import ROW_KEYS, Budget
 
 BUDGET = Budget(clean=1, rounds=2, seconds=1.0, fewest_rounds=1)
-LIMIT = Ceiling(copy_gb_per_s=4000.0, event_pair_ms=0.002)
-FACTS = {
-    "op": "topk", "case": "tiny/global", "pattern": "unstructured", "sparsity": 0.9, "dtype": "float32", "threads": 1,
-    "device": "cuda", "backend": "native cuda",
-}  # fmt: skip
-
-
-@pytest.fixture
-def sweeps(device, monkeypatch):
-    """Logs sweeps, and tells their sizes."""
-    real, sizes = torch.sum, []
-
-    def swept(buffer, dim, out):
-        device.log.append("sweep")
-        sizes.append(buffer.nbytes)
-        return real(buffer, dim, out=out)
-
-    monkeypatch.setattr(torch, "sum", swept)
-    return sizes
 
 
 @pytest.mark.parametrize(("graph", "waits"), [(False, ["idle"]), (True, [])], ids=["eager", "graph"])
@@ -88,41 +69,40 @@ def test_ceiling_counts_bytes_read_and_written(device):
     assert cuda_timing.COPIED_BYTES >= 2 << 30
 
 
-def compared(device, calls, not_captured=None, **changes):
-    return cuda_timing.compare(
-        device.gpu(**changes), LIMIT, calls, not_captured or {}, BUDGET, moved_bytes=8_000_000, facts=FACTS
-    )
-
-
-def test_rows_tell_eager_and_graph_times_and_the_share_of_a_copy(device):
-    calls = {"ours": device.contender("ours", 8.0), "slow": device.contender("slow", 40.0)}
-    calls |= {"eager alone": device.contender("eager alone", 12.0), "ours again": calls["ours"]}
+def test_rows_tell_all_times_and_the_share_of_a_copy(device):
+    calls = {"ours": device.contender("ours", 2.0, host=6.0), "slow": device.contender("slow", 10.0, host=30.0)}
+    calls |= {"eager alone": device.contender("eager alone", 5.0, host=7.0), "ours again": calls["ours"]}
     made = {
         row["peer"]: row
-        for row in compared(device, calls, {"eager alone": "it reads on the host"}, capture=device.capture_half)
+        for row in device.compared(calls, {"eager alone": "it reads on the host"}, capture=device.capture_half)
     }
     assert list(made) == ["slow", "eager alone", "ours again"]
     for row in made.values():
         assert tuple(row)[: len(ROW_KEYS)] == ROW_KEYS
-        assert (row["ours_ms"], row["ours_graph_ms"], row["timed_as"]) == (8.0, 4.0, "graph")
-        assert (row["moved_bytes"], row["ours_gb_per_s"], row["of_copy"]) == (8_000_000, 2.0, 0.0005)
+        assert (row["ours_ms"], row["ours_device_ms"], row["ours_graph_ms"]) == (8.0, 2.0, 4.0)
+        assert (row["timed_as"], row["moved_bytes"]) == ("device", 8_000_000)
+        assert (row["ours_gb_per_s"], row["of_copy"]) == (4.0, 0.001)
         assert (row["copy_gb_per_s"], row["event_pair_ms"]) == (4000.0, 0.002)
     slow, alone, again = made.values()
     assert (slow["peer_ms"], slow["speedup"], slow["peer_graph_ms"], slow["graph_speedup"]) == (40.0, 5.0, 20.0, 5.0)
     assert (alone["peer_ms"], alone["speedup"], alone["peer_graph_ms"]) == (12.0, 1.5, None)
+    assert (slow["peer_device_ms"], slow["device_speedup"]) == (10.0, 5.0)
+    assert (alone["peer_device_ms"], alone["device_speedup"]) == (5.0, 2.5)
     assert alone["peer_not_captured"] == "it reads on the host"
     assert "graph_speedup" not in alone
-    assert again["graph_speedup"] == 1.0
-    assert "ours_not_captured" not in slow
+    assert (again["graph_speedup"], again["device_speedup"]) == (1.0, 1.0)
+    assert not {key for row in made.values() for key in row if "no_device" in key or key == "ours_not_captured"}
 
 
-def test_a_capture_that_fails_is_told_and_the_call_timed_eagerly(device):
+def test_a_capture_that_fails_is_told_and_the_call_timed_without(device):
     def capture(call):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     calls = {"ours": device.contender("ours", 2.0), "peer": device.contender("peer", 4.0)}
-    (row,) = compared(device, calls, capture=capture)
-    assert (row["ours_ms"], row["ours_graph_ms"], row["peer_graph_ms"], row["timed_as"]) == (2.0, None, None, "eager")
+    (row,) = device.compared(calls, capture=capture)
+    assert (row["ours_ms"], row["ours_graph_ms"], row["peer_graph_ms"], row["timed_as"]) == (2.0, None, None, "device")
+    (row,) = device.compared(calls, capture=capture, waits=lambda call: True)
+    assert (row["ours_ms"], row["ours_device_ms"], row["timed_as"]) == (2.0, None, "eager")
     assert row["ours_not_captured"] == row["peer_not_captured"] == "operation not permitted when stream is capturing"
     assert (row["ours_gb_per_s"], row["of_copy"]) == (4.0, 0.001)
 
@@ -133,12 +113,12 @@ def test_table_of_a_gpu_tells_graphs_and_no_threads(device):
         "peer": device.contender("peer", 12.0),
         "long": device.contender("long", 16.0),
     }
-    made = compared(device, calls, {"long": "too long"}, capture=device.capture_half)
+    made = device.compared(calls, {"long": "too long"}, capture=device.capture_half)
     head, ours, peer, long = harness.table(made).splitlines()
     assert head == "topk  tiny/global  90% unstructured  float32  cuda"
-    assert ours.endswith("  graph 4 ms  2 GB/s, 0% of a copy's")
-    assert peer.endswith("  graph 6 ms 1.50x")
-    assert long.endswith("  no graph")
+    assert ours.endswith("  device 8 ms  graph 4 ms  1 GB/s, 0% of a copy's")
+    assert peer.endswith("  device 12 ms 1.50x  graph 6 ms 1.50x")
+    assert long.endswith("  device 16 ms 2.00x  no graph")
 
 
 def test_extra_memory_is_the_peak_less_the_outputs(device):

@@ -1,4 +1,4 @@
-"""On a GPU, in this version with the plain torch reference: graph capture, GradScaler, and the CPU's masks."""
+"""Training on a GPU: graph capture, GradScaler, and the CPU's masks."""
 
 from __future__ import annotations
 
@@ -9,11 +9,6 @@ import torch
 from torch import nn
 
 import acdc_kernels as acdc
-
-pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.filterwarnings("ignore:acdc_kernels. the plain torch reference runs on cuda"),
-]
 
 SCHEDULE = acdc.schedules.acdc(total=12, warmup=2, compressed=2, dense=2, final_dense=0, final_compressed=2)
 OPTIMIZERS = {

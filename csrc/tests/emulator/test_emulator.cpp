@@ -192,6 +192,8 @@ void layouts_find_every_element() {
   Layout large;
   CHECK(make_layout({nullptr, sizes[0] * sizes[1] * sizes[2], sizes, strides, 3, false}, &large) && large.dims == 3);
   CHECK(offset_of(large, (2 * sizes[1] + 1234567890) * 5 + 4) == 2 + 1234567890ll * 21 + 12);
+  for (int64_t a : {int64_t{0}, int64_t{7}, int64_t{0xffffffff}, int64_t{1} << 32, int64_t{1} << 40 | 12345, INT64_MAX})
+    for (int64_t b : {int64_t{1}, int64_t{3}, int64_t{0xffffffff}, int64_t{1} << 32, int64_t{1} << 33 | 7, INT64_MAX}) CHECK(divide(a, b) == a / b);
   std::vector<int64_t> many(9, 2), odd(9);
   for (int i = 0; i < 9; ++i) odd[i] = 3 << i;
   CHECK(!make_layout({nullptr, 512, many.data(), odd.data(), 9, false}, &large));
