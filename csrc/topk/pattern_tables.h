@@ -45,10 +45,9 @@ __device__ inline double magnitude_of(U u, bool bf16) {
   } else if constexpr (sizeof(U) == 4) {
     return static_cast<double>(__uint_as_float(u));
   } else {
-    const uint32_t wide = static_cast<uint32_t>(u);
-    if (bf16) return static_cast<double>(__uint_as_float(wide << 16));
-    if (wide >= 0x7c00) return static_cast<double>(__uint_as_float(wide << 13 | 0x7f800000u));
-    return static_cast<double>(__fmul_rn(__uint_as_float(wide << 13), 0x1p112f));  // exact, for denormals too
+    uint32_t bits = static_cast<uint32_t>(u) << (bf16 ? 16 : 13);
+    if (!bf16 && u >= 0x7c00) bits |= 0x7f800000u;
+    return static_cast<double>(__fmul_rn(__uint_as_float(bits), bf16 ? 1.0f : 0x1p112f));  // exact, for denormals too
   }
 }
 

@@ -7,7 +7,7 @@ namespace acdc {
 namespace {
 
 constexpr unsigned kTileThreads = block_threads(256);
-constexpr int kTileBlocks = 3;  // on a multiprocessor: 128 registers
+constexpr int kTileBlocks = 3;  // on a multiprocessor: 80 registers
 
 // What a block does at a time: tiles of one band of four rows, all kernel positions of some columns of tiles, or some of one column's.
 struct Steps {
@@ -95,8 +95,8 @@ __device__ inline void load_four(const U* p, U (&u)[4]) {
 }
 
 // The best mask of one tile; adds its NaNs.
-template <class U>
-__device__ inline uint32_t best_mask(const PatternTable& t, const PatternEntry& e, int64_t band, int64_t column, int64_t place, bool bf16, unsigned* nans) {
+template <class U, bool kBf16>
+__device__ inline uint32_t best_mask(const PatternTable& t, const PatternEntry& e, int64_t band, int64_t column, int64_t place, unsigned* nans) {
   const Strides& s = e.at;
   const U* p = static_cast<const U*>(e.data) + 4 * band * s.output + 4 * column * s.input + place_of(s, t.layouts, place);
   U u[4][4];
@@ -113,7 +113,7 @@ __device__ inline uint32_t best_mask(const PatternTable& t, const PatternEntry& 
     double x[4];
     ACDC_UNROLLED
     for (int c = 0; c < 4; ++c) {
-      x[c] = magnitude_of(u[r][c], bf16);
+      x[c] = magnitude_of(u[r][c], kBf16);
       const bool nan = x[c] != x[c];
       *nans += nan;
       if (nan) x[c] = __longlong_as_double(0x7ff8000000000000ll);
@@ -133,8 +133,8 @@ struct StepMasks {
 };
 
 // A thread a tile; then a warp a word of bits.
-template <class U>
-__global__ void __launch_bounds__(kTileThreads, sizeof(U) == 2 ? 2 : kTileBlocks) choose_masks(PatternTable t, int64_t steps, bool bf16) {
+template <class U, bool kBf16>
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks) choose_masks(PatternTable t, int64_t steps) {
   ACDC_SHARED(StepMasks, masks);
   const int thread = static_cast<int>(threadIdx.x), lane = thread & 31;
   for (int64_t number = blockIdx.x; number < steps; number += gridDim.x) {
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kTileThreads, sizeof(U) == 2 ? 2 : kTileBlocks
     __syncthreads();
     if (thread < step.columns * step.places) {
       const int column = thread / step.places, place = thread - column * step.places;
-      masks.of[thread] = static_cast<uint16_t>(best_mask<U>(t, e, step.band, step.column + column, step.place + place, bf16, &nans));
+      masks.of[thread] = static_cast<uint16_t>(best_mask<U, kBf16>(t, e, step.band, step.column + column, step.place + place, &nans));
     }
     if (__any_sync(kAllLanes, nans != 0)) {
       nans = __reduce_add_sync(kAllLanes, nans);
@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(kTileThreads, sizeof(U) == 2 ? 2 : kTileBlocks
   }
 }
 
-template <class U>
+template <class U, bool kBf16 = false>
 cudaError_t choose(const PatternCudaProblem& p, void* scratch, cudaStream_t stream) {
   HostTables tables = tables_of(p);
   cudaError_t error = clear_nan_counts(p, stream);
@@ -191,17 +191,18 @@ cudaError_t choose(const PatternCudaProblem& p, void* scratch, cudaStream_t stre
   PatternTable t;
   error = send(tables, scratch, &t, stream);
   if (error == cudaSuccess && edges) error = ACDC_LAUNCH(clear_edges, grid_for((steps + kTileThreads - 1) / kTileThreads, 8), kTileThreads, stream, t, steps);
-  auto kernel = choose_masks<U>;
-  if (error == cudaSuccess) error = ACDC_LAUNCH(kernel, grid_for(steps, 2 * kTileBlocks), kTileThreads, stream, t, steps, p.dtype == DType::bf16);
+  auto kernel = choose_masks<U, kBf16>;
+  if (error == cudaSuccess) error = ACDC_LAUNCH(kernel, grid_for(steps, 2 * kTileBlocks), kTileThreads, stream, t, steps);
   return error;
 }
 
 }  // namespace
 
 cudaError_t transposable_mask_cuda(const PatternCudaProblem& problem, void* scratch, cudaStream_t stream) {
-  switch (element_bytes(problem.dtype)) {
-    case 8: return choose<uint64_t>(problem, scratch, stream);
-    case 4: return choose<uint32_t>(problem, scratch, stream);
+  switch (problem.dtype) {
+    case DType::f64: return choose<uint64_t>(problem, scratch, stream);
+    case DType::f32: return choose<uint32_t>(problem, scratch, stream);
+    case DType::bf16: return choose<uint16_t, true>(problem, scratch, stream);
     default: return choose<uint16_t>(problem, scratch, stream);
   }
 }

@@ -1,5 +1,6 @@
 // The structured patterns' CUDA kernels against those of CPUs: dtypes, strides, large blocks whose sums are exact in any order and such that
 // are not, scores that are stored and such that are not, orders of threads and blocks, memory.
+#include <cmath>
 #include <memory>
 #include <string>
 
@@ -184,13 +185,46 @@ void scores_are_not_stored() {
     }
 }
 
-// Of the weights that the tests above add by warps, some sums depend on the order.
-void sums_that_depend_on_the_order() {
-  const Weight w(DType::f32, 64, 64, 1, Values::small_ones, Lies::plainly, 5);
-  const float* x = static_cast<const float*>(w.ref.data);
-  double forward = 0, backward = 0;
-  for (int i = 0; i < 4096; ++i) forward += std::abs(static_cast<double>(x[i])), backward += std::abs(static_cast<double>(x[4095 - i]));
-  CHECK(forward != backward);
+// Scores to the last bit: masks hardly ever depend on it. Counts in `differ` the blocks whose sum from their end is another.
+template <class U>
+void check_scores(DType dtype, int rows, int columns, Values values, Lies lies, int64_t* differ) {
+  const Weight w(dtype, 3 * rows, 2 * columns, 1, values, lies, static_cast<uint64_t>(rows * columns));
+  PatternWeight weight;
+  CHECK(make_pattern_weight(w.ref, nullptr, &weight));
+  const Strides at{weight.inputs, 1, weight.output_stride, weight.input_stride, 1, -1, w.ref.contiguous, w.ref.contiguous && is_aligned16(w.ref.data)};
+  const BlockEntry entry{nullptr, 6, 0, 0, nullptr, w.ref.data, 0, at};
+  const Scores<U> source{&entry, 1, nullptr, rows, columns, static_cast<double>(rows * columns), 0, dtype == DType::bf16};
+  uint64_t scores[6];
+  auto kernel = score<U>;
+  CHECK(ACDC_LAUNCH(kernel, 2, kBlockThreads, nullptr, source, scores, int64_t{6}) == cudaSuccess);
+  for (int64_t i = 0; i < 6; ++i) {
+    const U* first = static_cast<const U*>(w.ref.data) + i / 2 * rows * at.output + i % 2 * columns * at.input;
+    auto summand = [&](int q) { return magnitude_of(first[q / columns * at.output + q % columns * at.input], source.bf16); };
+    double sum = 0, backwards = 0;
+    for (int q = 0; q < rows * columns; ++q) sum += summand(q), backwards += summand(rows * columns - 1 - q);
+    if (std::isnan(sum)) {
+      CHECK(scores[i] > 0x7ff0000000000000ull);
+    } else {
+      *differ += sum != backwards;
+      CHECK(scores[i] == source.key(sum));
+    }
+  }
+}
+
+void scores_to_the_last_bit() {
+  for (DType dtype : kTypes)
+    for (Values values : {Values::bell, Values::small_ones, Values::any_bits}) {
+      int64_t differ = 0;
+      for (auto [rows, columns] : {std::pair{8, 8}, {7, 9}, {64, 64}, {96, 24}, {5, 300}, {33, 32}, {128, 128}})
+        for (Lies lies : {Lies::plainly, Lies::unaligned, Lies::kernel_first}) {
+          switch (element_bytes(dtype)) {
+            case 8: check_scores<uint64_t>(dtype, rows, columns, values, lies, &differ); break;
+            case 4: check_scores<uint32_t>(dtype, rows, columns, values, lies, &differ); break;
+            default: check_scores<uint16_t>(dtype, rows, columns, values, lies, &differ);
+          }
+        }
+      if (values == Values::small_ones) CHECK((differ > 0) == (element_bytes(dtype) > 2));
+    }
 }
 
 void scratch_is_within_bounds() {
@@ -212,7 +246,7 @@ int main() {
   groups_and_tiles();
   blocks_of_all_sizes();
   scores_are_not_stored();
-  sums_that_depend_on_the_order();
+  scores_to_the_last_bit();
   scratch_is_within_bounds();
   std::puts("test_topk_patterns_cuda passed");
 }
