@@ -18,7 +18,6 @@ struct GroupLoops {
 };
 
 constexpr int64_t kMaxRun = 4096;
-constexpr int kTileMasks = 90;
 constexpr int64_t kTiles = 128;           // at most so many tiles at a time
 constexpr int64_t kTileRow = 4 * kTiles;  // from one row of the tiles to the next
 

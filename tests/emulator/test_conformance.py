@@ -11,6 +11,7 @@ FILES = {
     "masked_sgd": "not 2-threads",
     "masked_adamw": "not 2-threads",
     "topk_mask": "not 2-threads",
+    "topk_patterns": "not 2-threads",
     "magnitude_histogram": "not bracketed or normal or transposed",
     # What only a kernel that waits can raise for; test_values.py beside this has what these do instead.
     "values": "not threads and not (other_numbers and not reference) and not (bad_input and count)"
@@ -20,6 +21,7 @@ FILES = {
 FEWER = {
     "masked_sgd": "layouts or kept or many or axes",
     "masked_adamw": "layouts or kept or many",
+    "topk_patterns": "layouts or linear or many and not float64",
     "values": "(half or ragged or layouts or are_the_weights) and not (514 or 1025 or 1026 or 1028 or float64)",
 }
 ORDERS = {"ascending": 0, "descending": 1, "shuffled": 7, "a warp ahead": 8}

@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "common/ieee.h"
+
 #if defined(__x86_64__)
 extern "C" void acdc_emulator_switch(void** save, void* load);
 // The registers that a function keeps; the kernel has no part in it, unlike in swapcontext's.
@@ -225,6 +227,7 @@ void run_block(Machine& m) {
 }  // namespace
 
 void run(dim3 grid, dim3 block, const std::function<void()>& body) {
+  const IeeeDenormals denormals;  // a GPU knows nothing of torch.set_flush_denormal
   Machine& m = machine();
   const char* order = std::getenv("ACDC_EMULATOR_ORDER");
   m.order = order ? static_cast<unsigned>(std::strtoul(order, nullptr, 10)) : 0;
