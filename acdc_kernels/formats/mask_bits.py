@@ -17,8 +17,8 @@ def mask_bytes(numel: int) -> int:
 
 def count_bits(bits: Tensor) -> int:
     """How many weights a mask keeps."""
-    ones = torch.tensor([byte.bit_count() for byte in range(256)], device=bits.device)
-    return int((torch.bincount(bits, minlength=256) * ones).sum())
+    ones = torch.tensor([byte.bit_count() for byte in range(256)], device="cpu")
+    return int((torch.bincount(bits, minlength=256).cpu() * ones).sum())
 
 
 def check_bits(where: str, bits: object, numel: int, device: torch.device | None = None, *, wait: bool = False) -> None:

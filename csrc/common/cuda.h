@@ -18,8 +18,13 @@
 #define ACDC_SHARED(Type, name) __shared__ Type name
 // The type of a large parameter of a kernel, which is read in place, from constant memory.
 #define ACDC_CONSTANT(...) const __grid_constant__ __VA_ARGS__
+#ifdef __CUDA_ARCH__
 #define ACDC_UNROLLED _Pragma("unroll")
 #define ACDC_ROLLED _Pragma("unroll 1")
+#else  // the host's compiler knows no such pragma
+#define ACDC_UNROLLED
+#define ACDC_ROLLED
+#endif
 
 namespace acdc {
 

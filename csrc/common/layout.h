@@ -41,7 +41,7 @@ inline bool make_layout(const TensorRef& t, Layout* layout) {
 
 // a / b for a >= 0 and b > 0. A 64-bit division would be a function call, around which kernels spill; more than 32 bits are rare enough to
 // go bit by bit.
-__device__ inline int64_t divide(int64_t a, int64_t b) {
+__host__ __device__ inline int64_t divide(int64_t a, int64_t b) {
   if (((a | b) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
   uint64_t quotient = 0, rest = 0;
   ACDC_ROLLED

@@ -15,9 +15,9 @@ struct Steps {
   int64_t across, deep;     // steps across a band, and one behind another along the kernel positions
   __host__ __device__ explicit Steps(const Strides& s) {
     places = s.kernel < int64_t{kTileThreads} ? s.kernel : int64_t{kTileThreads};
-    columns = int64_t{kTileThreads} / places;
-    across = (s.inputs / 4 + columns - 1) / columns;
-    deep = (s.kernel + places - 1) / places;
+    columns = static_cast<int>(kTileThreads) / static_cast<int>(places);
+    across = divide(s.inputs / 4 + columns - 1, columns);
+    deep = divide(s.kernel + places - 1, places);
   }
 };
 

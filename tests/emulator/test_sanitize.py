@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).parents[1] / "cuda" / "sanitize.py"
-GROUPS = ("mask_bits", "topk_unstructured", "steps", "topologies")
+GROUPS = ("mask_bits", "topk_unstructured", "topk_patterns", "steps", "topologies")
 
 
 @pytest.mark.parametrize("group", GROUPS)
