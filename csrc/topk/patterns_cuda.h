@@ -1,8 +1,8 @@
 // The structured patterns of topk_mask on a GPU: patterns.h says what they mean, and gives the same bits. All pointers but the array of
 // weights are device memory. Nothing waits for the device and nothing is kept: a CUDA graph may capture it.
 //
-// n:m reads the weights once. Contiguous weights without kernel positions in groups of 2, 4 and 8 are ranked in registers, eight of them
-// a thread; elsewhere a thread ranks a weight by reading the m of its group, which caches hold.
+// n:m reads the weights once from memory. Contiguous weights without kernel positions in groups of 2, 4 and 8 are ranked in registers, a
+// thread eight at a time; all others by a thread a weight that reads the m of its group, mostly from caches.
 //
 // 2:4-transposable reads them once, a tile a thread: 24 + 36 + 180 additions of doubles. The bits of a block's tiles meet in shared memory.
 //
@@ -37,7 +37,7 @@ struct PatternCudaProblem {
   int64_t* nan_count;            // [tensors]; NaN weights; written
 };
 
-// Scratch memory of n_m_mask_cuda and transposable_mask_cuda: 80 bytes a tensor, 224 one whose kernel positions are not one stride apart.
+// Scratch memory of n_m_mask_cuda and transposable_mask_cuda: 88 bytes a tensor, 232 one whose kernel positions are not one stride apart.
 int64_t pattern_cuda_scratch_bytes(const PatternCudaProblem& problem);
 
 // 1 <= n < m. `scratch` is aligned to 16 bytes.
