@@ -44,14 +44,13 @@ struct Step {
   }
 };
 
-// Clears the words that begin or end a run within them: steps set their own bits there, and write all other words.
+// Clears the words within which a run ends, and so another begins: steps set their own bits there, and write all other words.
 __global__ void clear_edges(PatternTable t, int64_t steps) {
   for (int64_t step = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; step < steps; step += static_cast<int64_t>(gridDim.x) * blockDim.x) {
     const PatternEntry& e = t.table[find_entry(t.table, t.entries, step)];
     const Step s(e.at, step - e.first_chunk);
     for (int run = 0; run < s.runs(e.at); ++run) {
-      const int64_t begin = s.begin(e.at, run), end = begin + s.length(e.at);
-      if (begin % 32) reinterpret_cast<uint32_t*>(e.bits)[begin / 32] = 0;
+      const int64_t end = s.begin(e.at, run) + s.length(e.at);
       if (end % 32) reinterpret_cast<uint32_t*>(e.bits)[end / 32] = 0;
     }
   }
