@@ -182,7 +182,7 @@ def kills(folder: Path, seed: int, by_line: int, by_time: int) -> Iterator[dict[
     duration = time.perf_counter() - started
 
     def resumed(facts: dict[str, Any]) -> dict[str, Any]:
-        left = [file.name for file in folder.iterdir() if file != path]
+        left = [file.name for file in folder.iterdir() if file != path] if folder.exists() else []  # killed that early
         same = in_process(lambda: train(path)) == whole
         return {**facts, "left": left, "same": same, "clean": [file.name for file in folder.iterdir()] == [path.name]}
 
