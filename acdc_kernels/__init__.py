@@ -2,7 +2,7 @@
 
 from ._version import __version__
 from .checkpoint import load_checkpoint, save_checkpoint
-from .formats.bundles import Topology
+from .formats.topology import Topology
 from .ops import compress, decompress, pack_mask, sparse_linear, topk_mask, unpack_mask
 from .optim import MaskedAdamW, MaskedSGD
 from .policy import schedules

@@ -138,7 +138,7 @@ def why_no_cuda() -> str:
 def warn_reference(device_type: str, op: str = "") -> None:
     """Warn, once for each reason, that plain torch runs in place of the kernels; ``op``: what has none of its own."""
     if device_type == "cpu":
-        reason = why_not()
+        reason = why_not() or f"{op or 'this op'} has no CPU kernel in this version"
     elif device_type == "cuda":
         reason = why_no_cuda() or f"{op or 'this op'} has no CUDA kernel in this version"
     else:

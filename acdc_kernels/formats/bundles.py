@@ -37,14 +37,11 @@ The transposed weight, for the input gradient, has an index of the same kind (``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from .mask_bits import count_bits, mask_bytes
+from .mask_bits import mask_bytes
 
 UNSTRUCTURED = "bundles"
 BLOCKS_4X1 = "bundles-4x1"
@@ -91,120 +88,3 @@ def index_layout(meta: Sequence[int], format: str) -> list[tuple[list[int], torc
         ([entries], torch.int16),
         ([entries], torch.int32),
     ]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Topology:
-    """The index that the products of one linear layer walk, built once from its mask and never changed.
-
-    format: "bundles" or "bundles-4x1"; meta and index: see :mod:`acdc_kernels.formats.bundles`. A topology is a torch
-    pytree whose leaves are the tensors of ``index``. It keeps the mask itself, not a copy: when the mask is changed in
-    place, the topology has outlived it and every function that takes it raises. It pickles, but
-    ``torch.load(weights_only=True)`` refuses it: kernels trust an index, and a file could forge one. Save weight and
-    mask: ``compress`` makes the same topology, and the same order of values, of them again.
-    """
-
-    format: str
-    meta: tuple[int, ...]
-    index: tuple[Tensor, ...]
-
-    def __post_init__(self) -> None:
-        if not torch.compiler.is_compiling():
-            object.__setattr__(self, "_mask_version", _version(self.index[0]))
-
-    @property
-    def rows(self) -> int:
-        """Outputs of the layer."""
-        return self.meta[0]
-
-    @property
-    def cols(self) -> int:
-        """Inputs of the layer."""
-        return self.meta[1]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Of the weight: (rows, cols)."""
-        return self.meta[0], self.meta[1]
-
-    @property
-    def kept(self) -> int:
-        """How many weights are kept: the number of values."""
-        return self.meta[2]
-
-    @property
-    def density(self) -> float:
-        """The share of weights that are kept; 0 for a weight without elements."""
-        return self.kept / (self.rows * self.cols) if self.rows * self.cols else 0.0
-
-    @property
-    def values_shape(self) -> tuple[int, ...]:
-        """Of the values: (kept,), or (kept / 4, 4, 1) with blocks."""
-        return (self.kept // 4, 4, 1) if self.format == BLOCKS_4X1 else (self.kept,)
-
-    @property
-    def bits(self) -> Tensor:
-        """The mask that this was built from."""
-        return self.index[0]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the index without the mask."""
-        return sum(t.numel() * t.element_size() for t in self.index[1:])
-
-    def outlived_mask(self) -> bool:
-        """Whether the mask was changed in place since the topology was built.
-
-        A mask made in inference mode counts no changes: of it the number of kept weights is compared, on a CPU; on a
-        GPU that would wait for the device. A compiled graph doesn't ask. Where the mask keeps another number of
-        weights, gathering and scattering then raise on a CPU and give NaN on a GPU.
-        """
-        if torch.compiler.is_compiling():
-            return False
-        bits, known = self.bits, getattr(self, "_mask_version", None)
-        if known != _version(bits):
-            return True
-        return known is None and _readable(bits) and count_bits(bits) != self.kept
-
-    def __repr__(self) -> str:
-        return f"Topology({self.format!r}, {list(self.shape)}, kept={self.kept}, nbytes={self.nbytes})"
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (self.index, (self.format, self.meta, self.outlived_mask()))
-
-
-def _version(bits: object) -> int | None:
-    """How often ``bits`` was changed in place; None for what doesn't count that."""
-    return bits._version if isinstance(bits, Tensor) and not bits.is_inference() else None
-
-
-def _readable(bits: object) -> bool:
-    """Whether it can be counted without waiting for a device."""
-    return type(bits) is Tensor and bits.dtype == torch.uint8 and bits.device.type == "cpu"
-
-
-def _rebuild(index: Iterable[Tensor], context: tuple[str, tuple[int, ...], bool]) -> Topology:
-    topology = Topology(context[0], tuple(context[1]), tuple(index))
-    if context[2]:
-        object.__setattr__(topology, "_mask_version", -1)  # a copy of what outlived its mask has outlived it too
-    return topology
-
-
-def _flatten(topology: Topology) -> tuple[list[Tensor], tuple[str, tuple[int, ...], bool]]:
-    return list(topology.index), (topology.format, topology.meta, topology.outlived_mask())
-
-
-def _flatten_with_keys(topology: Topology) -> tuple[list[tuple[object, Tensor]], object]:
-    leaves, context = _flatten(topology)
-    return [(pytree.SequenceKey(i), leaf) for i, leaf in enumerate(leaves)], context
-
-
-pytree.register_pytree_node(
-    Topology,
-    _flatten,
-    _rebuild,
-    serialized_type_name="acdc_kernels.formats.bundles.Topology",
-    to_dumpable_context=list,
-    from_dumpable_context=lambda context: (context[0], tuple(context[1]), context[2]),
-    flatten_with_keys_fn=_flatten_with_keys,
-)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.functional import linear
 
-from ..formats.bundles import BLOCKS_4X1, Topology
+from ..formats.bundles import BLOCKS_4X1
+from ..formats.topology import Topology
 from ..ops._gradients import below_autograd
 from ..ops.sparse_linear.contract import sparse_linear_backward_op, sparse_linear_op
 from ..ops.sparse_linear.reference import padded

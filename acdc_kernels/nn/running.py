@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..formats.bundles import Topology
+from ..formats.topology import Topology
 from ..ops.values.contract import gather_values_op
 from .product import DENSE, FORWARD, INPUT_GRADIENT, MASK_CHANGED, WEIGHT_GRADIENT, Product, version_of
 

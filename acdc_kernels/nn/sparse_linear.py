@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from .. import _native
-from ..formats.bundles import FORMATS, LARGEST_KEPT, Topology
+from ..formats.bundles import FORMATS, LARGEST_KEPT
+from ..formats.topology import Topology
 from ..ops._gradients import asked_for, below_autograd, once
 from ..ops._registry import has_kernel
 from ..ops.sparse_linear.contract import sparse_linear_op

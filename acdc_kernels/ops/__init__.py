@@ -1,6 +1,7 @@
 """The ops: each in its own room, with one specification (``reference``) that every backend is held to."""
 
 from .. import _native
+from ._registry import register_triton
 from .magnitude_histogram import magnitude_histogram
 from .mask_bits import apply_mask_, pack_mask, unpack_mask
 from .masked_adamw import masked_adamw_
@@ -25,3 +26,4 @@ __all__ = [
 ]
 
 _native.load()
+register_triton()

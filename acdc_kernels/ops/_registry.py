@@ -1,11 +1,13 @@
 """How an op enters torch: schema, fake and reference from Python; compiled kernels add themselves beside them.
 
 The reference is registered for every device at the lowest priority, so an op exists without a compiler; where it
-stands in for a kernel, it says so once.
+stands in for a kernel, it says so once. On a GPU an op without a compiled kernel gets its Triton kernel, if it has one.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +18,8 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 from .. import _native
 
 NAMESPACE = "acdc_kernels"
+
+_triton_kernels: dict[torch._ops.OpOverload, tuple[str, str]] = {}  # op -> its room, and a function of triton.py there
 
 
 def _device_type(args: Sequence[Any]) -> str:
@@ -38,12 +42,14 @@ def register(
     flops: Callable[..., int] | None = None,
     raw_flops: Callable[..., int] | None = None,
     composed: bool = False,
+    triton: tuple[str, str] | None = None,
 ) -> torch._ops.OpOverload:
     """Define ``acdc_kernels::name``: ``schema`` is its arguments and returns, ``mutates`` what it writes to.
 
     ``backward`` and ``setup_context`` are its gradient, as ``torch.library.register_autograd`` takes them; ``flops``
     its count from the arguments with a shape for every tensor, for ``torch.utils.flop_counter``; ``raw_flops`` is given
-    the tensors. A ``composed`` op calls other ops: its "reference" stands in for no kernel.
+    the tensors. A ``composed`` op calls other ops: its "reference" stands in for no kernel. ``triton`` names a room and
+    the function in its ``triton.py`` that takes the op's arguments on a GPU.
     """
 
     def stand_in(*args: Any) -> Any:
@@ -59,7 +65,42 @@ def register(
     formula = flops or raw_flops
     if formula is not None and packet not in flop_registry:  # registering twice raises, and modules can be reloaded
         register_flop_formula(packet, get_raw=formula is raw_flops)(formula)
+    if triton is not None:
+        _triton_kernels[packet.default] = triton
     return packet.default
+
+
+def why_no_triton() -> str:
+    """Why Triton kernels can't run here; empty where they can, if there is a GPU."""
+    if not torch.version.cuda:
+        return f"torch {torch.__version__} is built without CUDA"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    return ""
+
+
+def triton_function(room: str, name: str) -> Callable[..., Any]:
+    """A function of a room's ``triton.py``, which is imported only now: importing Triton takes a second."""
+    return getattr(importlib.import_module(f"{room}.triton"), name)
+
+
+def register_triton() -> None:
+    """Gives every op that has no compiled kernel for a GPU its Triton kernel; called once those are loaded."""
+    if why_no_triton():
+        return
+    for op, (room, name) in _triton_kernels.items():
+        if not has_kernel(op, "cuda"):
+            _library.impl(op._schema.name, _later(room, name), "CUDA")
+
+
+def _later(room: str, name: str) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        return triton_function(room, name)(*args)
+
+    return run
+
+
+_library = torch.library.Library(NAMESPACE, "IMPL")
 
 
 def has_kernel(op: torch._ops.OpOverload, device_type: str) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..formats.bundles import Topology
+from ..formats.topology import Topology
 from .distributed import is_sharded
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..formats.bundles import Topology
+from ..formats.topology import Topology
 from ..nn.product import Product
 from ..sparsifier import Sparsifier
 

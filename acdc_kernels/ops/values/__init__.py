@@ -7,8 +7,10 @@ import operator
 import torch
 from torch import Tensor
 
-from ...formats.bundles import BLOCKS_4X1, FORMATS, LARGEST_KEPT, Topology, choose_meta
+from ...formats.blocks import BLOCKS, SIDES, block_sides, build_index, torn_block
+from ...formats.bundles import BLOCKS_4X1, FORMATS, LARGEST_KEPT, choose_meta
 from ...formats.mask_bits import check_bits, count_bits
+from ...formats.topology import Topology
 from .._topology import check_backward_alone, check_tensor, check_topology, check_values
 from ..dtypes import FLOAT_DTYPES
 from ..mask_bits import unpack_mask
@@ -38,12 +40,29 @@ def _check_blocks(op: str, bits: Tensor, rows: int, cols: int) -> None:
         )
 
 
+def _check_large_blocks(op: str, bits: Tensor, rows: int, cols: int, pattern: str, r: int, c: int) -> None:
+    for name, size, side in (("rows", rows, r), ("cols", cols, c)):
+        if size % side:
+            raise ValueError(f"{op}: {name} must be a multiple of {side} with pattern {pattern!r}, got {size}")
+    if (torn := torn_block(bits, rows, cols, r, c)) is not None:
+        raise ValueError(
+            f"{op}: bits must keep whole blocks of {r} rows and {c} columns with pattern {pattern!r}, got a part of the"
+            f" block at row {torn[0] * r} and column {torn[1] * c}"
+        )
+
+
 def _format(op: str, pattern: object) -> str:
     if not isinstance(pattern, str):
         raise TypeError(f"{op}: pattern must be a str, got {type(pattern).__name__}")
-    if pattern not in FORMATS:
-        raise ValueError(f"{op}: pattern must be {' or '.join(map(repr, FORMATS))}, got {pattern!r}")
-    return FORMATS[pattern]
+    if pattern in FORMATS:
+        return FORMATS[pattern]
+    if block_sides(pattern) is None:
+        sides = ", ".join(map(str, SIDES[:-1]))
+        raise ValueError(
+            f"{op}: pattern must be {', '.join(map(repr, FORMATS))} or 'block:RxC' with R and C of {sides} or"
+            f" {SIDES[-1]}, got {pattern!r}"
+        )
+    return BLOCKS
 
 
 def build_topology(bits: Tensor, rows: int, cols: int, pattern: str = "unstructured") -> Topology:
@@ -51,19 +70,20 @@ def build_topology(bits: Tensor, rows: int, cols: int, pattern: str = "unstructu
 
     Counts the kept weights on the host, so that no shape depends on data later; on a GPU that is what waits for the
     device, while the index is built there. Where the index lies, in which order and why:
-    :mod:`acdc_kernels.formats.bundles`.
+    :mod:`acdc_kernels.formats.bundles`, and :mod:`acdc_kernels.formats.blocks` for large blocks.
 
     Args:
         bits: the mask, uint8 ``[(rows * cols + 7) // 8]``. The topology keeps it, not a copy.
         rows, cols: of the weight: outputs and inputs of the layer.
-        pattern: ``"unstructured"``, or ``"block:4x1"`` if the mask keeps whole blocks.
+        pattern: ``"unstructured"``; or, if the mask keeps whole blocks, ``"block:4x1"`` or ``"block:RxC"`` with R and C
+            of 32, 64 or 128.
 
     Returns:
         The topology; its index is on the device of ``bits``.
 
     Raises:
         TypeError, ValueError: a mask of another length or dtype, one without data (meta), 2**31 kept weights or more,
-            another pattern, rows that are not whole groups of 4 or differ within one with ``"block:4x1"``.
+            another pattern, blocks that the mask doesn't keep or prune as a whole, or that don't divide the weight.
     """
     return _build("build_topology", bits, _size("rows", rows), _size("cols", cols), pattern)
 
@@ -78,9 +98,14 @@ def _build(op: str, bits: Tensor, rows: int, cols: int, pattern: str) -> Topolog
         raise ValueError(f"{op}: bits must hold a mask, got a tensor on meta")
     if format == BLOCKS_4X1:
         _check_blocks(op, bits, rows, cols)
+    if format == BLOCKS:
+        sides = block_sides(pattern)
+        _check_large_blocks(op, bits, rows, cols, pattern, *sides)
     kept = count_bits(bits)
     if kept > LARGEST_KEPT:
         raise ValueError(f"{op}: bits must keep at most {LARGEST_KEPT} weights, got {kept}")
+    if format == BLOCKS:
+        return Topology(format, (rows, cols, kept, *sides), (bits, *build_index(bits, rows, cols, *sides)))
     meta = choose_meta(rows, cols, kept)
     return Topology(format, meta, (bits, *contract.build_bundles_op(bits, meta, format)))
 
@@ -95,17 +120,19 @@ def compress(weight: Tensor, bits: Tensor | Topology, pattern: str = "unstructur
 
     On a GPU a mask is counted and checked on the host, which waits for the device; with a topology nothing waits, and
     a CUDA graph can capture it. What no check on the host sees then (a mask that a compiled or captured graph, or
-    inference mode, finds changed) gives NaN for every run of 4096 weights of which another number is kept.
+    inference mode, finds changed) gives NaN for every run of 4096 weights of which another number is kept; large blocks
+    go by the index alone.
 
     Args:
         weight: ``[outputs, inputs]``, float32, float64, bfloat16 or float16, any strides.
         bits: the mask, uint8 ``[(n + 7) // 8]``, which the topology keeps without copying; or a topology that
             ``compress`` returned for a weight of this shape. Then only values are gathered, which
             ``torch.compile(fullgraph=True)`` can trace: counting a mask needs the host.
-        pattern: ``"unstructured"`` or ``"block:4x1"``: how the mask was made; a topology knows its own.
+        pattern: ``"unstructured"``, ``"block:4x1"``, or ``"block:RxC"`` with R and C of 32, 64 or 128: how the mask was
+            made; a topology knows its own.
 
     Returns:
-        values: ``[kept]`` (``"block:4x1"``: ``[kept / 4, 4, 1]``), contiguous, of the weight's dtype.
+        values: ``[kept]`` (with blocks ``[kept / RC, R, C]``), contiguous, of the weight's dtype.
         topology: the same object if one was given.
 
     Raises:
@@ -123,8 +150,10 @@ def compress(weight: Tensor, bits: Tensor | Topology, pattern: str = "unstructur
     if isinstance(bits, Topology):
         topology = bits
         check_topology("compress", topology)
-        if pattern != "unstructured" and _format("compress", pattern) != topology.format:
-            raise ValueError(f"compress: pattern must be the topology's ({topology.format}), got {pattern!r}")
+        if pattern != "unstructured":
+            format = _format("compress", pattern)
+            if format != topology.format or (format == BLOCKS and block_sides(pattern) != topology.block):
+                raise ValueError(f"compress: pattern must be the topology's ({topology.kind}), got {pattern!r}")
         if tuple(weight.shape) != topology.shape:
             raise ValueError(
                 f"compress: weight must have shape {list(topology.shape)} as the topology, got {list(weight.shape)}"
@@ -133,6 +162,8 @@ def compress(weight: Tensor, bits: Tensor | Topology, pattern: str = "unstructur
     else:
         check_bits("compress: bits", bits, weight.numel(), weight.device)
         topology = _build("compress", bits, weight.shape[0], weight.shape[1], pattern)
+    if topology.format == BLOCKS:
+        return contract.gather_blocks_op(weight, topology.index, topology.meta, weight.dtype), topology
     values = contract.gather_values_op(weight, topology.index, topology.meta, topology.format)
     return values.view(topology.values_shape), topology
 
@@ -160,4 +191,6 @@ def decompress(values: Tensor, topology: Topology) -> Tensor:
     check_backward_alone("decompress", values)
     check_values("decompress", values, topology, FLOAT_DTYPES)
     flat = values.reshape(-1).contiguous()
+    if topology.format == BLOCKS:
+        return contract.scatter_blocks_op(flat, topology.index, topology.meta)
     return contract.scatter_values_op(flat, topology.index, topology.meta, topology.format)

@@ -138,3 +138,16 @@ def scatter_values(values: Tensor, index: list[Tensor], meta: list[int], format:
     weight = values.new_zeros((meta[0], meta[1]))
     weight[row, col] = values[place]
     return weight
+
+
+def gather_blocks(weight: Tensor, index: list[Tensor], meta: list[int], dtype: torch.dtype) -> Tensor:
+    rows, cols, _, r, c = meta
+    blocks = weight.reshape(rows // r, r, cols // c, c).transpose(1, 2)
+    return blocks[index[3].long(), index[2].long()].to(dtype)
+
+
+def scatter_blocks(values: Tensor, index: list[Tensor], meta: list[int]) -> Tensor:
+    rows, cols, _, r, c = meta
+    blocks = values.new_zeros((rows // r, cols // c, r, c))
+    blocks[index[3].long(), index[2].long()] = values.view(-1, r, c)
+    return blocks.transpose(1, 2).reshape(rows, cols)
