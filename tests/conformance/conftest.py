@@ -26,6 +26,12 @@ def cpu_only(reason):
     return pytest.mark.skipif(not ON_CPU, reason=reason)
 
 
+# Those of the ops of blocks; Triton's interpreter, which stands in for a GPU, has not all of them.
+BLOCK_DTYPES = [
+    getattr(torch, name)
+    for name in os.environ.get("ACDC_TEST_BLOCK_DTYPES", "float64,float32,float16,bfloat16").split(",")
+]
+
 no_products = cpu_only("the sparse products have no CUDA kernels")
 
 
