@@ -57,9 +57,7 @@ class Layer:
 
     def backward(self, grad, x, values=None, need_input=True, need_weight=True, whole=False, dtype=None):
         values, dtype = self.values if values is None else values, dtype or self.dtype
-        return OPS.block_linear_backward(
-            grad, x, values, *self.args, need_input, need_weight, whole, dtype, "", ""
-        )
+        return OPS.block_linear_backward(grad, x, values, *self.args, need_input, need_weight, whole, dtype, "", "")
 
 
 class Exact:
@@ -210,7 +208,9 @@ def test_small_sums_pass_what_16_bits_hold(dtype):
     want = (x[:, 0] - x[:, 1]).double() * 64
     y = layer.forward(x, None, layer.weight)
     assert torch.equal(y.double(), want.view(-1, 1).expand(3, 32))
-    grad = (1000 * signs[:1].expand(200, 32) * torch.tensor([1.0, -1.0], device=DEVICE).repeat(100).view(-1, 1)).to(dtype)
+    grad = (1000 * signs[:1].expand(200, 32) * torch.tensor([1.0, -1.0], device=DEVICE).repeat(100).view(-1, 1)).to(
+        dtype
+    )
     _, of_weight = layer.backward(grad, x[:1].expand(200, 64), layer.weight, whole=True)
     assert not of_weight.any()
 
