@@ -10,6 +10,7 @@ import math
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import acdc_kernels as acdc
 from acdc_kernels.ops.block_linear import cases
@@ -351,3 +352,212 @@ def test_same_bits_every_time(dtype):
         for _ in range(3):
             again = [layer.forward(x, layer.bias), *layer.backward(grad, x, whole=True)]
             assert all(same(a, b) for a, b in zip(first, again, strict=True))
+
+
+def public(layer, weight, x, bias):
+    values, topology = acdc.compress(weight, layer.topology)
+    return acdc.sparse_linear(x, values, topology, bias)
+
+
+@each_dtype
+@pytest.mark.parametrize("needs", range(1, 8))
+def test_small_gradients_are_those_of_the_dense_layer(needs, dtype):
+    layer = Layer((32, 64), (2, 2), "ragged", dtype)
+    grad = layer.grad(3, 7)
+    leaves = [t.requires_grad_(bool(needs >> i & 1)) for i, t in enumerate((layer.x(3, 7), layer.weight, layer.bias))]
+    x, weight, bias = leaves
+    y = public(layer, weight, x, bias)
+    y.backward(grad)
+    exact = Exact(layer, x, grad)
+    exact.forward(y, bias)
+    assert [t.grad is not None for t in leaves] == [t.requires_grad for t in leaves]
+    if x.requires_grad:
+        exact.input(x.grad)
+    if weight.requires_grad:
+        exact.whole(weight.grad)
+    if bias.requires_grad:
+        torch.testing.assert_close(bias.grad, grad.sum((0, 1)))
+
+
+@each_dtype
+def test_small_only_what_is_asked_for_is_computed(dtype):
+    """torch.autograd.grad of one of the leaves."""
+    layer = Layer((32, 64), (2, 2), "ragged", dtype)
+    grad, leaves = layer.grad(9), [layer.x(9).requires_grad_(), layer.values.clone().requires_grad_()]
+    want = layer.backward(grad, leaves[0].detach())
+    for i in range(2):
+        y = acdc.sparse_linear(*leaves, layer.topology, layer.bias)
+        (got,) = torch.autograd.grad(y, leaves[i], grad)
+        assert same(got, want[i])
+
+
+@pytest.mark.skipif(torch.float32 not in DTYPES, reason="what autocast casts is float32")
+@pytest.mark.parametrize("dtype", SIXTEEN, ids=str)
+def test_small_autocast_computes_in_its_dtype(dtype):
+    layer = Layer((32, 64), (2, 2), "ragged")
+    x, weight, bias = layer.x(11).requires_grad_(), layer.weight.requires_grad_(), layer.bias.requires_grad_()
+    with torch.autocast(DEVICE.type, dtype):
+        y = public(layer, weight, x, bias)
+        mixed = acdc.sparse_linear(x.detach().to(dtype), layer.values, layer.topology)
+    assert y.dtype == mixed.dtype == dtype
+    grad = layer.grad(11).to(dtype)
+    y.backward(grad)
+    layer.dtype = dtype
+    exact = Exact(layer, x.detach().to(dtype), grad, layer.clean.to(dtype))
+    exact.forward(y, bias.detach().to(dtype))
+    exact.forward(mixed, None)
+    assert x.grad.dtype == weight.grad.dtype == bias.grad.dtype == torch.float32
+    exact.input(x.grad.to(dtype))
+    exact.whole(weight.grad.to(dtype))
+    with torch.autocast(DEVICE.type, dtype), torch.autocast(DEVICE.type, enabled=False):
+        assert public(layer, weight, x, bias).dtype == torch.float32
+
+
+def test_flops_are_two_a_kept_weight_and_sample():
+    layer = Layer((32, 64), (2, 2), "ragged", DTYPES[0])
+    for needs_input, needs_values in ((True, True), (True, False), (False, True), (False, False)):
+        x, values = layer.x(3, 5).requires_grad_(needs_input), layer.values.clone().requires_grad_(needs_values)
+        with FlopCounterMode(display=False) as counter:
+            y = acdc.sparse_linear(x, values, layer.topology, layer.bias.clone().requires_grad_())
+            y.sum().backward()
+        assert counter.get_total_flops() == 2 * 15 * layer.topology.kept * (1 + needs_input + needs_values)
+
+
+def test_no_input_is_kept_for_a_backward_that_needs_none():
+    layer = Layer((32, 64), (2, 2), "ragged", DTYPES[0])
+    x, values = layer.x(40), layer.values.clone()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()) or t, lambda t: t):
+        acdc.sparse_linear(x.clone().requires_grad_(), values, layer.topology)
+        assert set(saved) == {values.data_ptr()}
+        saved.clear()
+        acdc.sparse_linear(x, values.requires_grad_(), layer.topology)
+        assert x.data_ptr() in saved  # itself: no copy
+        saved.clear()
+        with torch.no_grad():
+            acdc.sparse_linear(x, values, layer.topology)
+        assert not saved
+
+
+def test_double_backward_is_an_error_that_says_so():
+    layer = Layer((32, 64), (2, 2), "ragged", DTYPES[0])
+    x, values = layer.x(4).requires_grad_(), layer.values.clone().requires_grad_()
+    for leaf in (x, values):
+        y = acdc.sparse_linear(x, values, layer.topology)
+        (grad,) = torch.autograd.grad(y.square().sum(), leaf, create_graph=True)
+        with pytest.raises(RuntimeError, match="sparse_linear: double backward is not supported"):
+            grad.sum().backward()
+        y = OPS.block_linear(x, values, *layer.args, None, "")
+        (grad,) = torch.autograd.grad(y.square().sum(), leaf, create_graph=True)
+        with pytest.raises(RuntimeError, match="sparse_linear: double backward is not supported"):
+            grad.sum().backward()
+
+
+def test_backward_twice_needs_retain_graph_as_torchs():
+    layer = Layer((32, 64), (2, 2), "ragged", DTYPES[0])
+    x = layer.x(4).requires_grad_()
+    y = acdc.sparse_linear(x, layer.values, layer.topology).sum()
+    y.backward(retain_graph=True)
+    once = x.grad.clone()
+    y.backward()
+    assert torch.equal(x.grad, once * 2)
+    with pytest.raises(RuntimeError, match="second time"):
+        y.backward()
+
+
+def test_what_changes_between_forward_and_backward_is_noticed():
+    layer = Layer((32, 64), (2, 2), "ragged", DTYPES[0])
+    for change in (0, 1):
+        tensors = [layer.x(4), layer.values.clone()]
+        tensors[1 - change].requires_grad_()
+        y = acdc.sparse_linear(*tensors, layer.topology)
+        tensors[change].zero_()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+    x = layer.x(4).requires_grad_()
+    y = acdc.sparse_linear(x, layer.values, layer.topology)
+    layer.topology.bits.zero_()
+    with pytest.raises(RuntimeError, match="backward must find the mask of its forward, but it was changed in place"):
+        y.sum().backward()
+
+
+@each_dtype
+def test_opcheck(dtype):
+    layer = Layer((32, 64), (2, 2), "ragged", dtype)
+    x, grad = layer.x(2, 3), layer.grad(2, 3)
+    for values in (layer.values, layer.values.view(-1), layer.clean):
+        leaves = [t.clone().requires_grad_() for t in (x, values, layer.bias)]
+        torch.library.opcheck(OPS.block_linear.default, (*leaves[:2], *layer.args, leaves[2], ""))
+    for needs in ((True, True), (True, False), (False, True)):
+        for whole, into in ((False, dtype), (True, torch.float32)):
+            args = grad, x, layer.values, *layer.args, *needs, whole, into, "", ""
+            torch.library.opcheck(OPS.block_linear_backward.default, args)
+
+
+def whole_layer(weight, x, bias, topology):
+    values, same = acdc.compress(weight, topology)
+    return acdc.sparse_linear(x, values, same, bias), acdc.decompress(values * 2, same)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_compiles_to_one_graph_with_gradients(backend):
+    layer = Layer((32, 64), (2, 3), "ragged", DTYPES[0])
+    leaves = [t.requires_grad_() for t in (layer.clean, layer.x(3, 9), layer.bias)]
+    upstream = layer.grad(3, 9), layer.numbers(*layer.shape)
+    torch._dynamo.reset()
+    compiled = torch.compile(whole_layer, fullgraph=True, backend=backend)
+    results = []
+    for function in (compiled, whole_layer):
+        out = function(*leaves, layer.topology)
+        results.append([*out, *torch.autograd.grad(out, leaves, upstream)])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_new_phases_recompile_once():
+    """The number of blocks changes with every phase: after the second it is dynamic."""
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(whole_layer, fullgraph=True, backend=counter)
+    for seed, grid_mask in enumerate(("half", "ragged", "all kept", "few columns", "half", "empty rows and columns")):
+        layer = Layer((32, 64), (3, 4), grid_mask, DTYPES[0], seed=seed)
+        y, dense = compiled(layer.clean, layer.x(6), layer.bias, layer.topology)
+        assert y.shape == (6, layer.shape[0])
+        assert torch.equal(dense, layer.clean * 2)
+    assert 1 <= counter.frame_count <= 2
+
+
+def bad():
+    layer = Layer((32, 64), (2, 2), "ragged", DTYPES[0])
+    x, values, topology, bias = layer.x(3), layer.values, layer.topology, layer.bias
+    own, other = str(DTYPES[0]), DTYPES[1]
+    either = "torch.float32 or torch.bfloat16 or torch.float16"
+    sizes = r"must have shape \[3, 32, 64\], one element a kept weight of the topology, got"
+    return {
+        "float64": ((x.double(), values, topology), TypeError, f"x must be {either}, got torch.float64"),
+        "whole numbers": ((x.int(), values, topology), TypeError, f"x must be {either}, got torch.int32"),
+        "no tensor": (([1.0], values, topology), TypeError, f"x must be {either}, got list"),
+        "another dtype": ((x, values.to(other), topology), TypeError, f"values must be {own}, got {other}"),
+        "another input": ((x.to(other), values, topology), TypeError, f"values must be {other}, got {own}"),
+        "a bias's dtype": ((x, values, topology, bias.to(other)), TypeError, f"bias must be {own}, got {other}"),
+        "an input elsewhere": (
+            (x.to("meta"), values, topology),
+            ValueError,
+            f"x must be on {topology.bits.device} as the topology, got meta",
+        ),
+        "values elsewhere": ((x, values.to("meta"), topology), ValueError, "values must be on .* got meta"),
+        "other inputs": ((x[:, 1:], values, topology), ValueError, r"x must have shape \[..., 128\] .* got \[3, 127\]"),
+        "a scalar": ((x[0, 0], values, topology), ValueError, r"x must have shape \[..., 128\] .* got \[\]"),
+        "values of others": ((x, values[1:], topology), ValueError, rf"values {sizes} \[2, 32, 64\]"),
+        "blocks on their side": ((x, values.mT, topology), ValueError, rf"values {sizes} \[3, 64, 32\]"),
+        "the whole weight": ((x, layer.weight, topology), ValueError, rf"values {sizes} \[64, 128\]"),
+        "a short bias": ((x, values, topology, bias[1:]), ValueError, r"bias must have shape \[64\] .* got \[63\]"),
+        "no topology": ((x, values, topology.index), TypeError, "topology must be a Topology, got tuple"),
+    }
+
+
+@pytest.mark.parametrize("name", bad())
+def test_bad_input(name):
+    args, error, message = bad()[name]
+    with pytest.raises(error, match=f"sparse_linear: {message}"):
+        acdc.sparse_linear(*args)
