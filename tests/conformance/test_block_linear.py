@@ -10,6 +10,7 @@ import math
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.utils.flop_counter import FlopCounterMode
 
 import acdc_kernels as acdc
@@ -517,7 +518,7 @@ def test_compiles_to_one_graph_with_gradients(backend):
 def test_new_phases_recompile_once():
     """The number of blocks changes with every phase: after the second it is dynamic."""
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     compiled = torch.compile(whole_layer, fullgraph=True, backend=counter)
     for seed, grid_mask in enumerate(("half", "ragged", "all kept", "few columns", "half", "empty rows and columns")):
         layer = Layer((32, 64), (3, 4), grid_mask, DTYPES[0], seed=seed)
