@@ -31,8 +31,9 @@ class Masks(MutableMapping[Parameter, Tensor]):
 
     On a GPU a step leaves sectors that are masked as a whole alone while torch counts no write to a parameter, its
     state and its mask since the last step, or since the mask was set. torch doesn't count writes through ``p.data``
-    (``p.data.copy_(...)``), nor those of a replayed CUDA graph: after one that may have set masked weights, set the
-    mask again.
+    (``p.data.copy_(...)``), those of collectives (``dist.broadcast(p)``), of other libraries' kernels, and of replayed
+    CUDA graphs: after one that may have set masked weights, set the mask again, or every 128th step does. Where a step
+    waits for a ``found_inf`` on a GPU, what may have been written is masked before it, whether it is then done or not.
 
     Raises:
         KeyError: the parameter does not belong to the optimizer.
@@ -172,7 +173,7 @@ class AroundStep:
             kernel would make use of it; and in the capture of a CUDA graph, whose replays can't tell what was written
             before.
 
-    Where the device decides whether the step is done (``found_inf``), what isn't known is masked first: else nothing
+    Where the device decides whether the step is done (``found_inf``), what isn't known is masked before: else nothing
     would be known after it either.
     """
 
@@ -187,6 +188,7 @@ class AroundStep:
         self._traces, self.zeros_kept = masks._traces, []
         self._columns: list[list[Tensor]] = []
         self._before: Trace | None = None
+        self._unknown: list[int] = []
         decided_there = found_inf is not None and not found_inf.is_cpu
         device = params[0].device
         skips = skips_kept_zeros(device.type)
@@ -204,18 +206,27 @@ class AroundStep:
         self._columns = [[column[i] for i in at] for column in (params, *states, bits)]
         self._before = Trace(self._columns)
         known = self._traces.unchanged(self._before)
-        if decided_there and not all(known):
-            self._mask([i for i, k in enumerate(known) if not k])
-            self._before, known = Trace(self._columns), [True] * len(known)
+        if decided_there:
+            known = self._masked_before(known)
         self.zeros_kept = [False] * len(params)
         for i, k in zip(at, known, strict=True):
             self.zeros_kept[i] = k
 
-    def _mask(self, rows: list[int]) -> None:
-        *written, bits = self._columns
-        apply_mask_([column[i] for column in written for i in rows], [bits[i] for _ in written for i in rows])
+    def _masked_before(self, known: list[bool]) -> list[bool]:
+        """Masks what isn't known to be, but for what was masked before the last step too: somebody writes to it at
+        every step, and to mask it each time would cost more than to write all its zeros. What is known then."""
+        unknown = [i for i, k in enumerate(known) if not k]
+        params, last = self._columns[0], self._traces.masked_before
+        rows = [i for i in unknown if params[i] not in last]
+        self._traces.masked_before = {params[i] for i in unknown}
+        if rows:
+            *written, bits = self._columns
+            apply_mask_([column[i] for column in written for i in rows], [bits[i] for _ in written for i in rows])
+            self._before = Trace(self._columns)
+        self._unknown = [i for i in unknown if params[i] in last]
+        return [k or i in rows for i, k in enumerate(known)]
 
     def written(self) -> None:
         """Called after the launch."""
         if self._columns:
-            self._traces.leave(self._columns, self._before)
+            self._traces.leave(self._columns, self._before, self._unknown)

@@ -7,6 +7,8 @@ from operator import is_
 
 from torch import Tensor
 
+MENDED_EVERY = 128
+
 
 def _versions(column: Sequence[Tensor]) -> list[object]:
     """What tensors have that were made in inference mode equals nothing: they count no writes."""
@@ -32,6 +34,8 @@ class Traces:
 
     def __init__(self) -> None:
         self._of: dict[Tensor, tuple[Trace, int]] = {}  # the trace that a parameter is in, and where
+        self.masked_before: set[Tensor] = set()  # the last step, since nothing was known of them
+        self._asked = 0
 
     def forget(self, params: Iterable[Tensor] | None = None) -> None:
         """``params``; None: all."""
@@ -43,20 +47,34 @@ class Traces:
                 at[0].params = ()  # its other rows stand, but it isn't all in one place any more
 
     def unchanged(self, now: Trace) -> list[bool]:
-        """For each parameter of ``now``, whether nobody has written to its row since we did."""
+        """For each parameter of ``now``, whether nobody has written to its row since we did.
+
+        Every 128th answer is no, so that what was written without being counted is mended some time.
+        """
+        self._asked += 1
+        if self._asked % MENDED_EVERY == 0:
+            self.masked_before.clear()
+            return [False] * len(now.params)
         last = self._last(now)
         if last is not None and now.versions == last.versions and now.addresses == last.addresses:
             return [True] * len(now.params)
         found = [self._of.get(p) for p in now.params]
         return [at is not None and at[0].row(at[1]) == now.row(i) for i, at in enumerate(found)]
 
-    def leave(self, columns: Sequence[Sequence[Tensor]], before: Trace | None = None) -> None:
-        """Called after a write to ``columns``, with their trace ``before`` it if none of them has moved since."""
+    def leave(
+        self, columns: Sequence[Sequence[Tensor]], before: Trace | None = None, unknown: Sequence[int] = ()
+    ) -> None:
+        """Called after a write to ``columns``, with their trace ``before`` it if none of them has moved since.
+
+        unknown: rows of which nothing is known after it.
+        """
         now = before
         if now is None:
             now = Trace(columns)
         else:
             now.versions = [_versions(column) for column in columns]
+        for i in unknown:
+            now.versions[0][i] = object()
         last = self._last(now)
         if last is not None:  # as at every step but the first: all in one place
             last.versions, last.addresses = now.versions, now.addresses

@@ -8,7 +8,7 @@ from torch import nn
 
 from acdc_kernels import unpack_mask
 from acdc_kernels.ops._update import skips_kept_zeros
-from acdc_kernels.optim import base
+from acdc_kernels.optim import base, traces
 
 SKIPS = skips_kept_zeros("cpu")
 
@@ -167,7 +167,7 @@ class OnDevice(torch.Tensor):
 
 @pytest.mark.skipif(not SKIPS, reason="no kernel here skips anything")
 @pytest.mark.parametrize("inf", [0.0, 1.0])
-def test_where_the_device_decides_about_a_step_masks_are_applied_before(task, claims, inf):
+def test_where_the_device_decides_about_a_step_masks_are_applied_before(task, claims, inf, monkeypatch):
     model = task.network()
     opt = task.make(model.parameters())
     first = model[0].weight
@@ -186,6 +186,27 @@ def test_where_the_device_decides_about_a_step_masks_are_applied_before(task, cl
     assert step() == masked
     assert not weight(model)[~unpack_mask(opt.masks[weight(model)], weight(model).shape)].any()
     assert step() == masked
+    garbage(weight(model))
+    assert step() == masked
+    for _ in range(2):  # somebody writes at every step
+        garbage(weight(model))
+        assert step() == [True, False, False, False]
+    assert step() == [True, False, False, False]
+    monkeypatch.setattr(traces, "MENDED_EVERY", 1)
+    assert step() == masked
+
+
+@pytest.mark.skipif(not SKIPS, reason="no kernel here skips anything")
+def test_what_was_written_uncounted_is_mended_some_time(task, claims, monkeypatch):
+    monkeypatch.setattr(traces, "MENDED_EVERY", 5)
+    model = task.network()
+    opt = task.make(model.parameters())
+    task.train(model, opt, 1)
+    opt.masks[weight(model)] = bits(task, weight(model))
+    weight(model).data.fill_(3.0)
+    told = [any(claims(lambda: task.train(model, opt, 1))) for _ in range(10)]
+    assert told == [True, True, True, True, False] * 2
+    check(task, model, opt)
 
 
 @pytest.mark.skipif(not SKIPS, reason="no kernel here skips anything")
