@@ -45,17 +45,17 @@ def _sum_samples(
     sample = tl.arange(0, SAMPLES)
     if not DESCRIPTORS:
         grad_tile = grad + sample[:, None].to(tl.int64) * grad_stride + (row * R + high)[None, :]
-        x_tile = x + sample[:, None].to(tl.int64) * x_stride + x_col[None, :]
+        x_tile = x + sample[None, :].to(tl.int64) * x_stride + x_col[:, None]
     sums = tl.zeros((GROUP * C, R), tl.float32)
     for first in tl.range(begin, end, SAMPLES):
         if DESCRIPTORS:
             grad_part = grad.load([first, row * R])
-            x_part = x.load([first, column * C])
+            x_part = tl.trans(x.load([first, column * C]))
         else:
-            inside = (sample < n - first)[:, None]
-            grad_part = tl.load(grad_tile + first * grad_stride.to(tl.int64), mask=inside, other=0.0)
-            x_part = tl.load(x_tile + first * x_stride.to(tl.int64), mask=inside, other=0.0)
-        sums = tl.dot(tl.trans(x_part), grad_part, sums, input_precision=PRECISION)
+            inside = sample < n - first
+            grad_part = tl.load(grad_tile + first * grad_stride.to(tl.int64), mask=inside[:, None], other=0.0)
+            x_part = tl.load(x_tile + first * x_stride.to(tl.int64), mask=inside[None, :], other=0.0)
+        sums = tl.dot(x_part, grad_part, sums, input_precision=PRECISION)
     if WHOLE:
         place = (row * R + high)[:, None].to(tl.int64) * out_stride + x_col[None, :]
     else:

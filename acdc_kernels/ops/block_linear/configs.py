@@ -161,6 +161,11 @@ def _fitted(config: Config, product: str, dtype: str, meta: tuple[int, ...], cap
     return config
 
 
+def _asynchronous(capability: tuple[int, int]) -> bool:
+    """Whether matrix units read their factors from shared memory, so that registers hold little beside the sums."""
+    return (9, 0) <= capability < (12, 0)
+
+
 def _warps(sums: int, dtype: str) -> int:
     """So many that a thread holds 128 sums at most; half of that where no matrix unit brings the factors."""
     return 8 if sums > (16384 if BYTES[dtype] == 2 else 4096) else 4
@@ -171,14 +176,17 @@ def _of_samples(
 ) -> Iterator[Config]:
     side, inner = sides(product, meta)
     outers = (meta[0] if product == FORWARD else meta[1]) // side
-    largest = {"bfloat16": 256, "float16": 256, "tf32": 128, "float32": 64}[dtype]
-    depth = min(inner, 64 if BYTES[dtype] == 2 else 32)
+    asynchronous = _asynchronous(capability)
+    hopper = (9, 0) <= capability < (10, 0)
+    largest = {2: 256 if hopper or side < 128 else 128, 4: 128 if dtype == "tf32" else 64}[BYTES[dtype]]
+    depth = min(inner, 64 if asynchronous and BYTES[dtype] == 2 else 32)
 
-    def tile(samples: int, stages: int, **others: bool) -> Config:
-        return Config(samples, depth, _warps(samples * side, dtype), stages, **others)
-
-    def tiles(samples: int) -> int:
-        return -(-n // samples) * max(outers, 1)
+    def tile(samples: int, stages: int = 0, **others: int) -> Config:
+        """Without ``stages``: as many as two of them that fit side by side can have."""
+        config = Config(samples, depth, others.pop("warps", _warps(samples * side, dtype)), stages or 5, **others)
+        while not stages and config.stages > 2 and resident(config, product, dtype, meta, capability) < 2:
+            config = replace(config, stages=config.stages - 1)
+        return config
 
     if n <= 64:
         samples = max(16 if capability < (9, 0) else 64, 1 << max(n - 1, 0).bit_length())
@@ -186,51 +194,55 @@ def _of_samples(
         yield tile(samples, 6)
         return
     samples = largest
-    while samples > 64 and tiles(samples) < sms:
+    while samples > 64 and -(-n // samples) * max(outers, 1) < sms:
         samples //= 2
+    fewer = max(samples // 2, 64)
     if BYTES[dtype] == 4:
         yield tile(samples, 3)
         yield tile(samples, 2)
-        yield tile(max(samples // 2, 64), 3)
-        return
-    middle = max(min(samples, 128), 64)  # two of these fit side by side
-    yield tile(samples, 4)
-    if capability >= (9, 0) and capability < (12, 0):
+        yield tile(fewer, 3)
+    elif samples * side > 16384:  # alone on its multiprocessor: the next tile has to begin at once
         yield tile(samples, 4, persistent=True)
-        yield tile(middle, 3)
-        yield tile(middle, 3, persistent=True)
-        yield tile(samples, 4, descriptors=True)
-        yield tile(middle, 3, descriptors=True)
+        yield tile(samples, 4)
+        yield tile(fewer)
+        yield tile(fewer, persistent=True)
+        if asynchronous:
+            yield tile(samples, 4, persistent=True, descriptors=True)
+            yield tile(fewer, descriptors=True)
     else:
-        yield tile(middle, 4)
-        yield tile(middle, 3)
-        yield tile(middle, 3, persistent=True)
+        yield tile(samples)
+        if capability < (10, 0):
+            yield tile(samples, warps=8)
+        yield tile(fewer)
+        yield tile(samples, 4, persistent=True)
+        if asynchronous:
+            yield tile(samples, descriptors=True)
+            yield tile(fewer, descriptors=True)
 
 
 def _of_weight(
     product: str, dtype: str, meta: tuple[int, ...], n: int, sms: int, capability: tuple[int, int]
 ) -> Iterator[Config]:
     r, c = meta[3], meta[4]
-    step = 64 if BYTES[dtype] == 2 else 32
+    step = 64 if _asynchronous(capability) and BYTES[dtype] == 2 else 32
 
     def tile(depth: int, stages: int, splits: int = 0, **others: bool) -> Config:
         config = Config(step, depth, _warps(depth * r, dtype), stages, **others)
         return replace(config, splits=splits or _splits(config, dtype, meta, n, sms, capability))
 
-    one = max(c, 64 if BYTES[dtype] == 2 else 32)
-    several = min(max(128, 2 * c if r * c < 16384 else c), 256)
     if BYTES[dtype] == 4:
-        yield tile(one, 3)
-        yield tile(one, 2, 1)
+        yield tile(c, 3)
+        yield tile(c, 2, 1)
         return
+    alone = max(c, 64)
+    several = 256 if r == 32 else 128
     first = tile(several, 3)
     yield first
     yield tile(several, 4)
     yield tile(several, 3, 1 if first.splits > 1 else 2)
-    yield tile(one, 4)
-    if r * 256 <= 32768:
-        yield tile(256, 3)
-    if one == c and (9, 0) <= capability < (12, 0):
+    yield tile(alone, 4) if alone < several else tile(256, 3)
+    yield tile(256 if r == 64 else 128, 3)
+    if alone == c and _asynchronous(capability):
         yield tile(c, 3, descriptors=True)
 
 
