@@ -12,7 +12,7 @@ from torch import Tensor
 
 @functools.cache
 def machine(device: torch.device) -> tuple[int, tuple[int, int]]:
-    """(multiprocessors, compute capability). Triton's interpreter runs on CPU tensors: there a small GPU that can all."""
+    """(multiprocessors, compute capability); on a CPU, where Triton's interpreter runs, of a GPU that can do all."""
     if device.type == "cpu":
         return 4, (9, 0)
     properties = torch.cuda.get_device_properties(device)
@@ -29,8 +29,8 @@ def on_device(tensor: Tensor) -> AbstractContextManager[object]:
 def arithmetic(dtype: torch.dtype) -> str:
     """The dtype's name; "tf32" for float32 where torch's setting for matrix products allows it.
 
-    The newer of torch's two settings is read: setting the older one moves it too, and reading that raises where both were
-    used.
+    The newer of torch's two settings is read: setting the older one moves it too, and reading the older one raises
+    where both were used.
     """
     if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"

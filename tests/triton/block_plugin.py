@@ -2,14 +2,13 @@
 
 import os
 
-assert os.environ.get("TRITON_INTERPRET") == "1", "Triton reads it when a kernel is defined"
-
 import torch
 
-import acdc_kernels  # noqa: F401
 from acdc_kernels.ops._registry import NAMESPACE, triton_function
 from acdc_kernels.ops.block_linear import contract as products
 from acdc_kernels.ops.values import contract as values
+
+assert os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it when a kernel is defined: below
 
 library = torch.library.Library(NAMESPACE, "IMPL")
 for room, names in (

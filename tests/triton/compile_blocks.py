@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from acdc_kernels.ops.block_linear import _triton_samples, configs
+from acdc_kernels.ops.block_linear import configs, triton_samples
 from acdc_kernels.ops.block_linear import triton as products
 from acdc_kernels.ops.values import triton as values
 
@@ -94,7 +94,7 @@ def main(capability, name, which, *blocks):
     version = divmod(int(capability), 10)
     driver.set_active(NoGpu(int(capability)))
     JITFunction.__getitem__ = compile_only
-    products.machine = _triton_samples.machine = lambda device: (SMS, version)
+    products.machine = triton_samples.machine = lambda device: (SMS, version)
     torch.backends.cuda.matmul.fp32_precision = "tf32" if name == "tf32" else "ieee"
     dtype = torch.float32 if name == "tf32" else getattr(torch, name)
     for r, c in (map(int, block.split("x")) for block in blocks):
@@ -111,11 +111,13 @@ def main(capability, name, which, *blocks):
                     for kernel in launched:
                         print(json.dumps({**about, **facts(*kernel)}))
         launched.clear()
-        x, w, kept, *_, index = tensors(meta, torch.float32)
+        _, w, kept, *_, index = tensors(meta, torch.float32)
         values.gather_blocks(w, index, meta, dtype)
         values.scatter_blocks(kept.to(dtype), index, meta)
         for kernel in launched:
-            print(json.dumps({"blocks": f"{r}x{c}", "product": "values", "config": "", "estimate": 0, **facts(*kernel)}))
+            print(
+                json.dumps({"blocks": f"{r}x{c}", "product": "values", "config": "", "estimate": 0, **facts(*kernel)})
+            )
 
 
 if __name__ == "__main__":

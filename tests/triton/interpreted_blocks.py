@@ -134,7 +134,12 @@ def test_layouts():
 
     layouts = {
         "row stride": [wide(x), wide(w), wide(grad), bias],
-        "column stride": [x.t().contiguous().t(), w.t().contiguous().t(), grad.t().contiguous().t(), wide(bias[:, None])[:, 0]],
+        "column stride": [
+            x.t().contiguous().t(),
+            w.t().contiguous().t(),
+            grad.t().contiguous().t(),
+            wide(bias[:, None])[:, 0],
+        ],
         "unaligned": [shifted(x), shifted(w), shifted(grad), shifted(bias)],
         "leading": [x.view(3, 4, -1), w, grad.view(3, 4, -1), bias],
         "no leading": [x[0], w, grad[0], bias],
@@ -181,7 +186,7 @@ def test_gradients_one_by_one():
         ("fast", "block_linear: config: config must be 'SAMPLESxDEPTH wWARPS sSTAGES'"),
         ("64x64 w4 s3", "block_linear: config: config must have a depth that goes with blocks of 32"),
         ("64x32 w3 s3", "block_linear: config: config must have 1, 2, 4, 8 or 16 warps"),
-        ("64x32 w4 s3 splits2", "block_linear: config: config must have no splits of forward"),
+        ("64x32 w4 s3 splits2", "block_linear: config: config must have no splits for the forward"),
     ],
 )
 def test_wrong_configs(config, message):
@@ -194,5 +199,5 @@ def test_wrong_configs(config, message):
 def test_wrong_dtype():
     index, meta = topology(RAGGED, 32, 32)
     x, w, _, _ = factors(meta, 20, torch.float64)
-    with pytest.raises(TypeError, match="block_linear: x must be float32, bfloat16 or float16 on a GPU, got torch.float64"):
+    with pytest.raises(TypeError, match="block_linear: x must be float32, bfloat16 or float16 on a GPU, got"):
         block_linear_op(x, w, index, meta, None, "")

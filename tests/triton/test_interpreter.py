@@ -5,7 +5,18 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-PYTEST = ["-m", "pytest", "-q", "-x", "-p", "block_plugin", "-p", "no:cacheprovider", "-c", TESTS.parent / "pyproject.toml"]
+PYTEST = [
+    "-m",
+    "pytest",
+    "-q",
+    "-x",
+    "-p",
+    "block_plugin",
+    "-p",
+    "no:cacheprovider",
+    "-c",
+    TESTS.parent / "pyproject.toml",
+]
 CASES = Path(__file__).parent / "interpreted_blocks.py"
 # The quick ones; the others run too, marked slow.
 QUICK = "layouts or infinity or wrong or one_by_one or same_bits or (every_kind and 64-32 and weight) or ragged-17"
@@ -23,6 +34,8 @@ def run_interpreted(run_python):
     return run
 
 
-@pytest.mark.parametrize("chosen", [QUICK, pytest.param(f"not ({QUICK})", marks=pytest.mark.slow)], ids=["quick", "rest"])
+@pytest.mark.parametrize(
+    "chosen", [QUICK, pytest.param(f"not ({QUICK})", marks=pytest.mark.slow)], ids=["quick", "rest"]
+)
 def test_configs(chosen, run_interpreted):
     run_interpreted(CASES, "-k", chosen)

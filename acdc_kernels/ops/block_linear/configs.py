@@ -1,13 +1,13 @@
 """How a kernel goes about a product of blocks: what a config says, and which ones suit a product.
 
-Plain arithmetic, no torch and no Triton: a plan can ask for candidates anywhere. Forward and input gradient compute tiles
-of ``samples`` by the side of a block, and walk the kept blocks of a block row (or column) ``depth`` wide a step. The
-weight gradient computes ``depth`` columns of a block row at a time, one block or several that are neighbours among those
-kept, and walks the samples ``samples`` a step.
+Plain arithmetic, no torch and no Triton: a plan can ask for candidates anywhere. Forward and input gradient compute
+tiles of ``samples`` by the side of a block, and walk the kept blocks of a block row (or column) ``depth`` wide a step.
+The weight gradient computes ``depth`` columns of a block row at a time, one block or several that are neighbours among
+those kept, and walks the samples ``samples`` a step.
 
-What decides their speed on a GPU is the traffic from L2 to the multiprocessors: a tile of a by b takes ab / (a + b) flop a
-byte in 16 bits. And a row of few blocks is a short loop, so the time until its first block is there has to be filled by
-another tile on the same multiprocessor (two programs that fit side by side) or kept short (``persistent``).
+What decides their speed on a GPU is the traffic from L2 to the multiprocessors: a tile of a by b does ab / (a + b)
+flop a byte in 16 bits. And a row of few blocks is a short loop, so the time until its first block is there has to be filled
+by another tile on the same multiprocessor (two programs that fit side by side) or kept short (``persistent``).
 """
 
 from __future__ import annotations
@@ -73,26 +73,23 @@ def sides(product: str, meta: Sequence[int]) -> tuple[int, int]:
 
 def check(config: Config, product: str, meta: Sequence[int], capability: tuple[int, int]) -> None:
     """Raise unless kernels can be made with it; what shared memory holds is left to the compiler."""
-    side = sides(product, meta)[1]
-    whole = config.depth % side == 0 if product == WEIGHT_GRADIENT else side % max(config.depth, 1) == 0
-    for name, right, rule in (
-        ("samples", config.samples in (16, 32, 64, 128, 256), "16, 32, 64, 128 or 256 samples"),
-        ("depth", config.depth in (16, 32, 64, 128, 256) and whole, f"a depth that goes with blocks of {side}"),
-        ("warps", config.warps in (1, 2, 4, 8, 16), "1, 2, 4, 8 or 16 warps"),
-        ("stages", 1 <= config.stages <= 8, "1 to 8 stages"),
-        ("splits", config.splits == 1 or (product == WEIGHT_GRADIENT and config.splits <= 64), f"no splits of {product}"),
-        ("persistent", not (config.persistent and product == WEIGHT_GRADIENT), "programs that end after a tile"),
-        (
-            "descriptors",
-            not config.descriptors
-            or (capability >= (9, 0) and not (product == WEIGHT_GRADIENT and config.depth > side)),
-            f"no descriptors (compute capability {capability[0]}.{capability[1]})"
-            if capability < (9, 0)
-            else "one block a program with descriptors",
-        ),
+    side, of_weight = sides(product, meta)[1], product == WEIGHT_GRADIENT
+    whole = config.depth % side == 0 if of_weight else side % max(config.depth, 1) == 0
+    single = not (of_weight and config.depth > side)
+    version = ".".join(map(str, capability))
+    for right, rule in (
+        (config.samples in (16, 32, 64, 128, 256), "16, 32, 64, 128 or 256 samples"),
+        (config.depth in (16, 32, 64, 128, 256) and whole, f"a depth that goes with blocks of {side}"),
+        (config.warps in (1, 2, 4, 8, 16), "1, 2, 4, 8 or 16 warps"),
+        (1 <= config.stages <= 8, "1 to 8 stages"),
+        (config.splits == 1 or of_weight, f"no splits for the {product}"),
+        (1 <= config.splits <= 64, "1 to 64 splits"),
+        (not (config.persistent and of_weight), f"programs of one tile for the {product}"),
+        (not config.descriptors or capability >= (9, 0), f"no descriptors on compute capability {version}"),
+        (not config.descriptors or single, f"one block a program for the {product} with descriptors"),
     ):
         if not right:
-            raise ValueError(f"config must have {rule} ({name}), got {str(config)!r}")
+            raise ValueError(f"config must have {rule}, got {str(config)!r}")
 
 
 def shared_bytes(config: Config, product: str, dtype: str, meta: Sequence[int]) -> int:
@@ -115,13 +112,11 @@ def resident(config: Config, product: str, dtype: str, meta: Sequence[int], capa
     return max(min(by_memory, _REGISTERS // (registers * threads)), 1)
 
 
-def default(
-    product: str, dtype: object, meta: Sequence[int], n: int, sms: int, capability: tuple[int, int]
-) -> Config:
+def default(product: str, dtype: object, meta: Sequence[int], n: int, sms: int, capability: tuple[int, int]) -> Config:
     """The config that an op goes by where none is named: by shape alone, the same each time.
 
-    product: "forward", "input gradient" or "weight gradient".  dtype: "bfloat16", "float16", "tf32" or "float32" (not on
-    matrix units), or such a dtype of torch.  n: samples.  sms: multiprocessors of the GPU.
+    product: "forward", "input gradient" or "weight gradient".  dtype: "bfloat16", "float16", "tf32" or "float32" (which
+    matrix units don't take), or such a dtype of torch.  n: samples.  sms: multiprocessors of the GPU.
     """
     return candidates(product, dtype, meta, n, sms, capability)[0]
 
@@ -246,9 +241,7 @@ def _of_weight(
         yield tile(c, 3, descriptors=True)
 
 
-def _splits(
-    config: Config, dtype: str, meta: tuple[int, ...], n: int, sms: int, capability: tuple[int, int]
-) -> int:
+def _splits(config: Config, dtype: str, meta: tuple[int, ...], n: int, sms: int, capability: tuple[int, int]) -> int:
     """As many parts as the estimated time is shortest with: even shares for all multiprocessors against the traffic."""
     rows, _, kept, r, c = meta
     blocks = kept // (r * c)

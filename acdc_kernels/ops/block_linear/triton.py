@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from .._machine import arithmetic, machine
-from ._triton_samples import multiply
-from ._triton_weight import weight_gradient
 from .configs import BYTES, FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, Config, check, default, parse
+from .triton_samples import multiply
+from .triton_weight import weight_gradient
 
 
 def _config(op: str, name: str, text: str, product: str, x: Tensor, meta: list[int], n: int) -> Config:

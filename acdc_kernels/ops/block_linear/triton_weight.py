@@ -1,8 +1,8 @@
-"""The weight gradient of blocks, in Triton: each program sums over samples for one kept block, or for several neighbours.
+"""The weight gradient of blocks, in Triton: each program sums over samples for one kept block, or several neighbours.
 
-Neighbours are blocks that follow each other among those kept in a block row: they share the output's gradient. A program
-starts at every kept block, and ends at once unless a group begins there. The sum over samples can be split into parts,
-which are written apart and added in their order: the same bits each time.
+Neighbours are blocks that follow each other among those kept in a block row: they share the output's gradient. A
+program starts at every kept block, and ends at once unless a group begins there. The sum over samples can be split into
+parts, which are written apart and added in their order: the same bits each time.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def weight_gradient(
     blocks, n = kept // (r * c), grad.numel() // rows
     grad, x = in_rows(grad, n, rows), in_rows(x, n, cols)
     name, group = arithmetic(x.dtype), config.depth // c
-    share = -(--(-n // config.splits) // config.samples) * config.samples
+    share = triton.cdiv(triton.cdiv(n, config.splits), config.samples) * config.samples
     descriptors = config.descriptors and n > 0
     if descriptors:
         grad, x = aligned(grad), aligned(x)

@@ -1,10 +1,10 @@
 """Forward and input gradient of blocks: tiles of samples by the side of a block, in Triton.
 
 Both walk the kept blocks of one block row (of one block column, for the input gradient). Where the next block lies is
-loaded a step ahead and carried: the compiler then keeps as many tiles on their way as a config's ``stages`` says, which it
-doesn't where a load waits for another of its own step. Rows beyond the last sample are read from the last one and not
-written. Tiles of the same samples run one after another, the longest block rows first, so that they find those samples
-in L2.
+loaded a step ahead and carried: the compiler then keeps as many tiles on their way as a config's ``stages`` says, which
+it doesn't where a load waits for another of its own step. Rows beyond the last sample are read from the last one and
+not written. Tiles of the same samples run one after another, the longest block rows first, so that they find those
+samples in L2.
 """
 
 from __future__ import annotations
@@ -22,10 +22,7 @@ from .configs import FORWARD, Config, resident
 def _where(inner, blocks, entry, last, GIVEN: tl.constexpr):
     """The block column (or row) of an entry and its place among the values; (0, 0) past the last."""
     at = tl.load(inner + entry, mask=entry < last, other=0)
-    if GIVEN:
-        block = tl.load(blocks + entry, mask=entry < last, other=0)
-    else:
-        block = entry
+    block = tl.load(blocks + entry, mask=entry < last, other=0) if GIVEN else entry
     return at, block
 
 
@@ -120,7 +117,14 @@ def _multiply(
 
 
 def multiply(
-    product: str, config: Config, x: Tensor, values: Tensor, index: list[Tensor], meta: list[int], bias: Tensor | None, y: Tensor
+    product: str,
+    config: Config,
+    x: Tensor,
+    values: Tensor,
+    index: list[Tensor],
+    meta: list[int],
+    bias: Tensor | None,
+    y: Tensor,
 ) -> None:
     """``y`` = forward or input gradient; ``y`` is contiguous and not empty."""
     rows, cols, kept, r, c = meta
@@ -146,8 +150,9 @@ def multiply(
         programs = min(programs, sms * resident(config, product, name, meta, capability))
     with on_device(y):
         _multiply[(programs,)](
-            source, weight, y if bias is None else bias.contiguous(), y, starts, inner, blocks, order, n, height // side,
-            *strides, height, R=r, C=c, SAMPLES=config.samples, DEPTH=depth, TRANSPOSED=transposed, WHOLE=whole,
-            BIAS=bias is not None, PRECISION="tf32" if name == "tf32" else "ieee", DESCRIPTORS=descriptors,
-            PERSISTENT=config.persistent, num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True,
+            source, weight, y if bias is None else bias.contiguous(), y, starts, inner, blocks, order,
+            n, height // side, *strides, height, R=r, C=c, SAMPLES=config.samples, DEPTH=depth, TRANSPOSED=transposed,
+            WHOLE=whole, BIAS=bias is not None, PRECISION="tf32" if name == "tf32" else "ieee",
+            DESCRIPTORS=descriptors, PERSISTENT=config.persistent, num_warps=config.warps, num_stages=config.stages,
+            enable_fp_fusion=True,
         )  # fmt: skip
