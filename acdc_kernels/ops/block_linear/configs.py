@@ -6,8 +6,8 @@ The weight gradient computes ``depth`` columns of a block row at a time, one blo
 those kept, and walks the samples ``samples`` a step.
 
 What decides their speed on a GPU is the traffic from L2 to the multiprocessors: a tile of a by b does ab / (a + b)
-flop a byte in 16 bits. And a row of few blocks is a short loop, so the time until its first block is there has to be filled
-by another tile on the same multiprocessor (two programs that fit side by side) or kept short (``persistent``).
+flop a byte in 16 bits. And a row of few blocks is a short loop, so the time until its first block is there has to be
+filled by another tile on the same multiprocessor (two programs that fit side by side) or kept short (``persistent``).
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Config:
 
     samples, depth: see above.  warps, stages: of a program; tiles that are on their way at a time.
     splits: the weight gradient's sum over samples in this many parts, which are added in order by a second kernel.
-    persistent: as many programs as fit, each of which computes tile after tile (not for the weight gradient).
+    persistent: as many programs as fit, each of which computes tile after tile and fetches for the next one while it
+    writes one (not for the weight gradient).
     descriptors: tiles are fetched by the copy engine (compute capability 9.0 and up), not by the threads.
     """
 
@@ -93,10 +94,12 @@ def check(config: Config, product: str, meta: Sequence[int], capability: tuple[i
 
 
 def shared_bytes(config: Config, product: str, dtype: str, meta: Sequence[int]) -> int:
-    """Of one program, at most: tiles on their way, and what the compiler keeps beside them."""
+    """Of one program, at most: tiles on their way, what is written while others are, and what the compiler adds."""
+    side = sides(product, meta)[0]
     wide = config.samples if product != WEIGHT_GRADIENT else config.depth
     deep = config.depth if product != WEIGHT_GRADIENT else config.samples
-    return config.stages * (wide + sides(product, meta)[0]) * deep * BYTES[dtype] + 1024
+    written = wide * side * BYTES[dtype] // 2 if config.persistent else 0
+    return config.stages * (wide + side) * deep * BYTES[dtype] + written + 1024
 
 
 def shared_limit(capability: tuple[int, int]) -> int:
@@ -209,7 +212,7 @@ def _of_samples(
         if capability < (10, 0):
             yield tile(samples, warps=8)
         yield tile(fewer)
-        yield tile(samples, 4, persistent=True)
+        yield tile(samples, 4, warps=8, persistent=True) if hopper else tile(fewer, persistent=True)
         if asynchronous:
             yield tile(samples, descriptors=True)
             yield tile(fewer, descriptors=True)
