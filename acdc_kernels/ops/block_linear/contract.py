@@ -1,9 +1,10 @@
 """Schemas, fakes, gradients and FLOP counts of ``block_linear`` and ``block_linear_backward``.
 
-``values`` are the kept blocks ``[blocks, R, C]`` (or flat), or the whole weight ``[rows, cols]`` (2 dimensions), of which
-only kept blocks are read. ``x``, ``values``, ``grad`` and ``bias`` have one dtype; products are summed in float32 at least.
-With ``whole`` the weight gradient is dense, +0.0 where nothing is kept, else it is ``[blocks, R, C]``; it has ``dtype``.
-What isn't needed is ``[0]``. A ``config`` names how a kernel goes about it (``configs``); empty: what suits the shapes.
+``values`` are the kept blocks ``[blocks, R, C]`` (or flat), or the whole weight ``[rows, cols]`` (2 dimensions), of
+which only kept blocks are read. ``x``, ``values``, ``grad`` and ``bias`` have one dtype; products are summed in float32
+at least. With ``whole`` the weight gradient is dense, +0.0 where nothing is kept, else it is ``[blocks, R, C]``; it has
+``dtype``. What isn't needed is ``[0]``. A ``config`` names how a kernel goes about it (``configs``); empty: what suits
+the shapes.
 """
 
 from __future__ import annotations
