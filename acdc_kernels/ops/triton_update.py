@@ -35,6 +35,15 @@ def number(host, device, TYPE: tl.constexpr):
 
 
 @triton.jit
+def is_skipped(found_inf):
+    """1 where the step changes nothing."""
+    if found_inf is None:
+        return tl.full((), 0, tl.int32)
+    else:
+        return (tl.load(found_inf).to(tl.float64) != 0).to(tl.int32)
+
+
+@triton.jit
 def find(table, SLOTS: tl.constexpr, WIDTH: tl.constexpr):
     """(the row of this program's tensor, the number of its chunk in it)"""
     starts = tl.load(table + tl.arange(0, SLOTS))
@@ -54,12 +63,12 @@ def pointer(row, at: tl.constexpr, TYPE: tl.constexpr, DIMS: tl.constexpr):
 
 @triton.jit
 def elements(
-    row, chunk, turn, found, REFS: tl.constexpr, DIMS: tl.constexpr, WIDE: tl.constexpr, LANES: tl.constexpr,
+    row, chunk, turn, skipped, REFS: tl.constexpr, DIMS: tl.constexpr, WIDE: tl.constexpr, LANES: tl.constexpr,
     BLOCK: tl.constexpr, TURNS: tl.constexpr,
 ):  # fmt: skip
     """(kept, to be read, to be written, where they lie in each of up to five tensors): a chunk's ``turn``-th block.
 
-    ``found``: nothing is to be read or written.
+    ``skipped``: nothing is to be read or written.
     """
     bits = tl.load(row + REFS).to(tl.pointer_type(tl.uint8), bitcast=True)
     masked = tl.load(row + REFS) != 0
@@ -68,7 +77,7 @@ def elements(
     if DIMS == 0:
         vectors: tl.constexpr = BLOCK // LANES
         vector = (chunk * TURNS + turn) * vectors + tl.arange(0, vectors)[:, None]
-        here = (vector < numel // LANES) & (found == 0)
+        here = (vector < numel // LANES) & (skipped == 0)
         at = vector * LANES
         byte = tl.load(bits + (at >> 3), mask=here & masked, other=255).to(tl.int32)
         lane = tl.arange(0, LANES)[None, :]
@@ -79,7 +88,7 @@ def elements(
         return keep, reads, writes, at, at, at, at, at
     else:
         at = chunk * BLOCK + tl.arange(0, BLOCK)
-        here = (at < numel) & (found == 0)
+        here = (at < numel) & (skipped == 0)
         left = at if WIDE else at.to(tl.int32)
         bit = tl.zeros((BLOCK,), tl.int64)
         at0, at1, at2, at3, at4 = bit, bit, bit, bit, bit

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .._update_tables import tables
-from ..triton_update import elements, find, gradient, launch, number, on_device, pointer, quotient, rate_of, root
+from ..triton_update import elements, find, gradient, is_skipped, launch, number, on_device, pointer, quotient, rate_of, root
 
 _STEPS = 128  # tensors a program of the first launch
 
@@ -23,7 +23,7 @@ def _start(
     found_inf, BLOCK: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    here = (i < count) & (number(0.0, found_inf, tl.float64) == 0)
+    here = (i < count) & (is_skipped(found_inf) == 0)
     address = tl.load(steps + i, mask=here, other=0).to(tl.pointer_type(tl.float32), bitcast=True)
     step = tl.load(address, mask=here, other=0) + 1
     tl.store(address, step, mask=here)
@@ -50,7 +50,7 @@ def _update(
     beta2 = number(beta2, None, C)
     eps = number(eps, None, C)
     scale = number(1.0, grad_scale, C)
-    found = number(0.0, found_inf, tl.float64) != 0
+    skipped = is_skipped(found_inf)
     constants = numbers + 3 * tl.load(row + REFS + 2)
     decay = tl.load(constants).to(C)
     minus_step_size = tl.load(constants + 1).to(C)
@@ -61,7 +61,7 @@ def _update(
     square = pointer(row, 3, S, DIMS)
     for turn in range(TURNS):
         keep, reads, writes, at_p, at_g, at_m, at_v, at_x = elements(
-            row, chunk, turn, found, REFS, DIMS, WIDE, LANES, BLOCK, TURNS
+            row, chunk, turn, skipped, REFS, DIMS, WIDE, LANES, BLOCK, TURNS
         )
         p = tl.load(param + at_p, mask=reads, other=0).to(C)
         g = tl.load(grad + at_g, mask=reads, other=0)

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .._update_tables import tables
-from ..triton_update import elements, find, gradient, launch, number, on_device, pointer, rate_of
+from ..triton_update import elements, find, gradient, is_skipped, launch, number, on_device, pointer, rate_of
 
 
 @triton.jit
@@ -27,11 +27,11 @@ def _update(
     fresh = number(fresh, None, C)
     decay = number(decay, None, C)
     scale = number(1.0, grad_scale, C)
-    found = number(0.0, found_inf, tl.float64) != 0
+    skipped = is_skipped(found_inf)
     param = pointer(row, 0, T, DIMS)
     grad = pointer(row, 1, T, DIMS)
     for turn in range(TURNS):
-        keep, reads, writes, at_p, at_g, at_b, _, _ = elements(row, chunk, turn, found, REFS, DIMS, WIDE, LANES, BLOCK, TURNS)
+        keep, reads, writes, at_p, at_g, at_b, _, _ = elements(row, chunk, turn, skipped, REFS, DIMS, WIDE, LANES, BLOCK, TURNS)
         p = tl.load(param + at_p, mask=reads, other=0).to(C)
         g = tl.load(grad + at_g, mask=reads, other=0)
         g = gradient(g, scale, grad_scale is not None, MAXIMIZE, C)
