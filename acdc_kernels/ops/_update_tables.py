@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections import OrderedDict
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -109,7 +109,8 @@ class _Builder:
         return next(n for n in SLOTS if len(self.starts) <= n)
 
     def numbers(self) -> list[int]:
-        return [*self.starts, *(2**62,) * (self.slots - len(self.starts)), *self.rows]
+        odd = len(self.rows) % 2  # tables begin at multiples of 16 bytes: a kernel is compiled for that
+        return [*self.starts, *(2**62,) * (self.slots - len(self.starts)), *self.rows, *(0,) * odd]
 
 
 def _build(
@@ -149,7 +150,8 @@ def _to_device(numbers: list[int], device: torch.device, capturing: bool) -> Ten
     return torch.tensor(numbers, dtype=torch.int64, pin_memory=True).to(device, non_blocking=True)
 
 
-_tables: OrderedDict[tuple[int | str, ...], tuple[list[object], Tables]] = OrderedDict()
+_tables: dict[tuple[object, ...], tuple[list[object], Tables]] = {}  # the oldest first
+_lock = threading.Lock()
 
 
 def tables(
@@ -180,10 +182,11 @@ def tables(
         return last[1]
     made = _made(columns, masks, kept, extra, device, capturing)
     if not capturing:
-        _tables[key] = now, made
-        _tables.move_to_end(key)
-        if len(_tables) > _KEPT:
-            _tables.popitem(last=False)
+        with _lock:
+            _tables.pop(key, None)
+            _tables[key] = now, made
+            if len(_tables) > _KEPT:
+                del _tables[next(iter(_tables))]
     return made
 
 

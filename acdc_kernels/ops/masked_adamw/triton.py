@@ -17,7 +17,7 @@ from ..triton_update import elements, find, gradient, is_skipped, launch, number
 _STEPS = 128  # tensors a program of the first launch
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _start(
     steps, count, numbers, lr: "fp64", log_beta1: "fp64", log_beta2: "fp64", weight_decay: "fp64", lr_tensor,
     found_inf, BLOCK: tl.constexpr,
