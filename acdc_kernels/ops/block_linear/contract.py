@@ -46,9 +46,7 @@ def _flops(x: Any, values: Any, index: Any, meta: list[int], *args: Any, **kwarg
     return 2 * math.prod(x[:-1]) * meta[2]
 
 
-def _backward_flops(
-    grad: Any, x: Any, values: Any, index: Any, meta: list[int], *others: Any, **kwargs: Any
-) -> int:
+def _backward_flops(grad: Any, x: Any, values: Any, index: Any, meta: list[int], *others: Any, **kwargs: Any) -> int:
     need_input, need_weight = others[:2]
     return 2 * math.prod(grad[:-1]) * meta[2] * (need_input + need_weight)
 
