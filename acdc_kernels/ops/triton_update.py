@@ -136,9 +136,9 @@ def gradient(stored, scale, SCALED: tl.constexpr, MAXIMIZE: tl.constexpr, TYPE: 
     """As it is computed with: widened, negated for ``MAXIMIZE``, then unscaled."""
     g = stored.to(TYPE)
     if MAXIMIZE:
-        g = -g
+        g = g * -1.0  # the subtraction from zero that Triton makes of -g gives no -0.0
     if SCALED:
-        g = quotient(g, scale + tl.zeros_like(g))
+        g = quotient(g, tl.broadcast_to(scale, g.shape))
     return g
 
 

@@ -68,8 +68,7 @@ def _update(
         m = tl.load(average + at_m, mask=reads, other=0).to(C)
         v = tl.load(square + at_v, mask=reads, other=0).to(C)
         g = gradient(g, scale, grad_scale is not None, MAXIMIZE, C)
-        zero = tl.zeros_like(p)
-        m = tl.fma(lerp + zero, g - m, m if NEAR else g)
+        m = tl.fma(tl.broadcast_to(lerp, p.shape), g - m, m if NEAR else g)
         v = tl.fma(fresh * g, g, v * beta2)
         tl.store(average + at_m, tl.where(keep, m, 0).to(S), mask=writes)
         tl.store(square + at_v, tl.where(keep, v, 0).to(S), mask=writes)
@@ -78,7 +77,7 @@ def _update(
             x = tl.load(largest + at_x, mask=reads, other=0).to(C)
             v = tl.where((x > v) | (x != x), x, v)
             tl.store(largest + at_x, tl.where(keep, v, 0).to(S), mask=writes)
-        denominator = quotient(root(v), correction + zero) + eps
+        denominator = quotient(root(v), tl.broadcast_to(correction, p.shape)) + eps
         p = p * decay + quotient(minus_step_size * m, denominator)
         tl.store(param + at_p, tl.where(keep, p, 0).to(T), mask=writes)
 

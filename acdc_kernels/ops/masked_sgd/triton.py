@@ -22,7 +22,7 @@ def _update(
 ):  # fmt: skip
     C: tl.constexpr = tl.float64 if T == tl.float64 else tl.float32
     row, chunk = find(table, SLOTS, REFS + 4 + DIMS * (2 + REFS))
-    minus_lr = -number(lr, lr_tensor, C)
+    minus_lr = number(lr, lr_tensor, C) * -1.0
     momentum = number(momentum, None, C)
     fresh = number(fresh, None, C)
     decay = number(decay, None, C)
@@ -35,19 +35,18 @@ def _update(
         p = tl.load(param + at_p, mask=reads, other=0).to(C)
         g = tl.load(grad + at_g, mask=reads, other=0)
         g = gradient(g, scale, grad_scale is not None, MAXIMIZE, C)
-        zero = tl.zeros_like(p)
         if DECAYS:
-            g = tl.fma(decay + zero, p, g)
+            g = tl.fma(tl.broadcast_to(decay, p.shape), p, g)
         if REFS == 3:
             buffer = pointer(row, 2, S, DIMS)
             if FIRST:
                 b = g
             else:
                 b = tl.load(buffer + at_b, mask=reads, other=0).to(C)
-                b = tl.fma(fresh + zero, g, b * momentum)
+                b = tl.fma(tl.broadcast_to(fresh, p.shape), g, b * momentum)
             tl.store(buffer + at_b, tl.where(keep, b, 0).to(S), mask=writes)
-            g = tl.fma(momentum + zero, b, g) if NESTEROV else b
-        p = tl.fma(minus_lr + zero, g, p)
+            g = tl.fma(tl.broadcast_to(momentum, p.shape), b, g) if NESTEROV else b
+        p = tl.fma(tl.broadcast_to(minus_lr, p.shape), g, p)
         tl.store(param + at_p, tl.where(keep, p, 0).to(T), mask=writes)
 
 
