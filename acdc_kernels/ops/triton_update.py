@@ -21,8 +21,8 @@ from torch import Tensor
 from ._update_tables import FLAT_CHUNK, WALKED_CHUNK, Launch
 
 TYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-_BLOCK = 1024  # elements that a program holds at a time
 WARPS = 4
+_WALKED_BLOCK = 256  # elements that a program holds at a time, where each has five addresses
 
 
 @triton.jit
@@ -87,7 +87,7 @@ def elements(
         at += lane
         return keep, reads, writes, at, at, at, at, at
     else:
-        at = chunk * BLOCK + tl.arange(0, BLOCK)
+        at = (chunk * TURNS + turn) * BLOCK + tl.arange(0, BLOCK)
         here = (at < numel) & (skipped == 0)
         left = at if WIDE else at.to(tl.int32)
         bit = tl.zeros((BLOCK,), tl.int64)
@@ -145,10 +145,14 @@ def gradient(stored, scale, SCALED: tl.constexpr, MAXIMIZE: tl.constexpr, TYPE: 
 def launch(kernel: Any, launches: Iterable[Launch], refs: int, *args: Any, **constants: Any) -> None:
     """``kernel(table, *args, ...)`` for each of the tables of a step; ``refs``: parameter, gradient and states."""
     for one in launches:
-        chunk = WALKED_CHUNK if one.dims else FLAT_CHUNK
+        lanes = 16 // max(one.dtype.itemsize, one.state_dtype.itemsize)
+        # Vectors that a thread holds of each tensor: more, where there are many tensors, would take too many registers.
+        flat = WARPS * 32 * lanes * (2 if refs <= 3 else 1)
+        chunk, block = (WALKED_CHUNK, _WALKED_BLOCK) if one.dims else (FLAT_CHUNK, flat)
         kernel[(one.chunks,)](
             one.table, *args, T=TYPES[one.dtype], S=TYPES[one.state_dtype], SLOTS=one.slots, REFS=refs, DIMS=one.dims,
-            WIDE=one.wide, LANES=16 // max(one.dtype.itemsize, one.state_dtype.itemsize), BLOCK=_BLOCK, TURNS=chunk // _BLOCK, num_warps=WARPS, enable_fp_fusion=False, **constants,
+            WIDE=one.wide, LANES=lanes, BLOCK=block, TURNS=chunk // block, num_warps=WARPS, enable_fp_fusion=False,
+            **constants,
         )  # fmt: skip
 
 

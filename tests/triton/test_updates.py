@@ -45,11 +45,11 @@ def test_steps(chosen, run_interpreted):
 
 ALL = ["float32,float32", "float64,float64", "bfloat16,bfloat16", "float16,float16", "bfloat16,float32"]
 CASES = [
-    *(pytest.param(cc, "flat", ALL[:1] if cc != 90 else ALL[::4], id=f"{cc}-quick") for cc in (80, 90, 100, 120)),
+    *(pytest.param(cc, "flat", [ALL[0], ALL[-1]], id=f"{cc}-quick") for cc in (80, 90)),
     *(pytest.param(cc, "flat", ALL, marks=slow, id=f"{cc}-flat") for cc in (80, 90, 100, 120)),
     *(pytest.param(cc, "walked", ALL, marks=slow, id=f"{cc}-walked") for cc in (80, 90, 100, 120)),
 ]
-# By launch: old values read and new ones written (in vectors of 16 bytes, two a thread of float32), and roundings.
+# By launch: the tensors that are read and those that are written.
 READ_AND_WRITTEN = [(3, 2), (2, 2), (2, 1), None, (4, 3), None, (5, 4)]
 
 
@@ -77,10 +77,9 @@ def test_what_the_compiler_makes(capability, kind, dtypes, run_python):
 
 def check_vectors(kernel, read, written, name):
     """All vectors: of 16 bytes, but for what goes with wider states."""
-    mixed = kernel["dtype"] != kernel["state"]
-    elements = 8  # a thread
-    size = {"float32": 4, "float64": 8}.get(kernel["state"], 2)
-    vectors = elements * size // 16
+    state = kernel["state"] if kernel["at"] != 2 else kernel["dtype"]  # without momentum there is none
+    mixed = kernel["dtype"] != state
+    vectors = 2 if kernel["at"] < 3 else 1  # a thread, of each tensor
     wide = [x for x in kernel["loads"] if x.endswith(("v4.b32", "v2.b64"))]
     narrow = [x for x in kernel["loads"] if x.endswith("v2.b32")]
     masks = [x for x in kernel["loads"] if x.endswith(".b8")]
