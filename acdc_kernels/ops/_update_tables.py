@@ -7,8 +7,10 @@ zeros are kept; and, unless all of it lies one element after another, the axes t
 
 The tables of a step are kept, and used again as long as every address, layout and claim in them is the same: then a
 step uploads nothing. Otherwise they are uploaded anew, in one copy from pinned memory, which nobody waits for; where
-only addresses have changed, as those of gradients may at every step, nothing else is worked out again. In the capture of a CUDA graph they are neither looked up nor kept: a replay would read host memory again, or a table that has
-been replaced. There their numbers travel as the arguments of torch's own kernels, into memory of the graph.
+only addresses have changed, as those of gradients may at every step, nothing else is worked out again.
+
+In the capture of a CUDA graph they are neither looked up nor kept: a replay would read host memory again, or a table
+that has been replaced. There their numbers travel as the arguments of torch's own kernels, into memory of the graph.
 """
 
 from __future__ import annotations
@@ -124,9 +126,7 @@ class _Builder:
         return Launch(_NOTHING, self._chunks, slots, *self.kind)
 
 
-def _build(
-    columns: Sequence[Sequence[Tensor]], masks: Sequence[Tensor | None], kept: Sequence[bool]
-) -> list[_Builder]:
+def _build(columns: Sequence[Sequence[Tensor]], masks: Sequence[Tensor | None], kept: Sequence[bool]) -> list[_Builder]:
     builders: dict[tuple[int, bool, torch.dtype, torch.dtype], list[_Builder]] = {}
     for i, param in enumerate(columns[0]):
         numel = param.numel()
@@ -172,7 +172,7 @@ class _Step:
             before = len(self._numbers)
             self._launches.append(builder.finish(self._numbers, rows))
             self._lengths.append(len(self._numbers) - before)
-        # (where an address is among the numbers, and among the addresses): those of tensors and bits, then the extra ones
+        # (where an address is among the numbers, and among the addresses): of tensors and bits, then the extra ones
         self._places = [(at + k, k * count + tensor) for tensor, at in rows for k in range(len(columns) + 1)]
         first = len(addresses) - self._extra
         self._places += [(len(self._numbers) + i, first + i) for i in range(self._extra)]

@@ -12,7 +12,19 @@ import triton.language as tl
 from torch import Tensor
 
 from .._update_tables import tables
-from ..triton_update import elements, find, gradient, is_skipped, launch, number, on_device, pointer, quotient, rate_of, root
+from ..triton_update import (
+    elements,
+    find,
+    gradient,
+    is_skipped,
+    launch,
+    number,
+    on_device,
+    pointer,
+    quotient,
+    rate_of,
+    root,
+)
 
 _STEPS = 128  # tensors a program of the first launch
 

@@ -17,8 +17,8 @@ from ..triton_update import elements, find, gradient, is_skipped, launch, number
 def _update(
     table, lr: "fp64", momentum: "fp64", fresh: "fp64", decay: "fp64", lr_tensor, grad_scale, found_inf,
     T: tl.constexpr, S: tl.constexpr, SLOTS: tl.constexpr, REFS: tl.constexpr, DIMS: tl.constexpr, WIDE: tl.constexpr,
-    LANES: tl.constexpr, BLOCK: tl.constexpr, TURNS: tl.constexpr, DECAYS: tl.constexpr, FIRST: tl.constexpr, NESTEROV: tl.constexpr,
-    MAXIMIZE: tl.constexpr,
+    LANES: tl.constexpr, BLOCK: tl.constexpr, TURNS: tl.constexpr, DECAYS: tl.constexpr, FIRST: tl.constexpr,
+    NESTEROV: tl.constexpr, MAXIMIZE: tl.constexpr,
 ):  # fmt: skip
     C: tl.constexpr = tl.float64 if T == tl.float64 else tl.float32
     row, chunk = find(table, SLOTS, REFS + 4 + DIMS * (2 + REFS))
@@ -31,7 +31,9 @@ def _update(
     param = pointer(row, 0, T, DIMS)
     grad = pointer(row, 1, T, DIMS)
     for turn in range(TURNS):
-        keep, reads, writes, at_p, at_g, at_b, _, _ = elements(row, chunk, turn, skipped, REFS, DIMS, WIDE, LANES, BLOCK, TURNS)
+        keep, reads, writes, at_p, at_g, at_b, _, _ = elements(
+            row, chunk, turn, skipped, REFS, DIMS, WIDE, LANES, BLOCK, TURNS
+        )
         p = tl.load(param + at_p, mask=reads, other=0).to(C)
         g = tl.load(grad + at_g, mask=reads, other=0)
         g = gradient(g, scale, grad_scale is not None, MAXIMIZE, C)
