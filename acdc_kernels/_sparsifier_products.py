@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from .nn import product_type
+from .nn.obstacles import without_autocast
 from .nn.product import DENSE, FORWARD, FP16, MASK_CHANGED, PRODUCTS, SPARSE, Calls, Observation, Product, Trial
 from .ops.distributed import from_first, is_sharded, local_part
 from .ops.values import count_bits
@@ -180,17 +181,17 @@ class Products:
             return "kernels='dense'"
         if is_sharded(weight):
             return "the weight is sharded"
-        kind = product_type(layer)
+        kind = product_type(layer, self._pattern, weight.device.type)
         if kind is None:
             return f"no sparse kernels for {type(layer)._own.__name__}"
         why = kind.refusal(layer, weight, self._pattern)
         if why is None:
-            why = self._missing(kind, self._kernels == "fp16")
+            why = self._missing(kind, weight, self._kernels == "fp16")
         return kind(weight) if why is None else why
 
-    def _missing(self, kind: type[Product], fp16: bool) -> str | None:
-        """Why compiled kernels are missing; an explicit request runs on the reference, which warns."""
-        return None if self._kernels == "sparse" else kind.missing(fp16, self._pattern)
+    def _missing(self, kind: type[Product], weight: Tensor, fp16: bool) -> str | None:
+        """Why kernels are missing; an explicit request runs on the reference, which warns."""
+        return None if self._kernels == "sparse" else kind.missing(fp16, self._pattern, weight.device.type)
 
     def _place(self, name: str, product: Product | None) -> None:
         _fill(self._layers[name][0], product)
@@ -236,8 +237,7 @@ class Products:
                 error = failure
         why = "" if error is None else f"{type(error).__name__}: {error}"
         text = json.dumps([why, None if rows is None else [row.to_dict() for row in rows]])
-        device = next((weight.device for _, weight in self._layers.values()), torch.device("cpu"))
-        why, plain = json.loads(from_first(text, self._group, device))
+        why, plain = json.loads(from_first(text, self._group, self._device))
         if error is not None:
             raise error
         if why:
@@ -264,11 +264,16 @@ class Products:
         dense = median(self._dense_steps) if self._dense_steps else sum(map(planner.dense_step, trials.values()))
         expected = dense * planner.hoped(trials.values())
         budget = BUDGET * (phase.last_step + 1 - step) * expected - (time.perf_counter() - start)
-        with torch.autocast("cpu", enabled=False), torch.enable_grad():
+        with without_autocast(self._device.type), torch.enable_grad():
             choices = planner.plan(trials, self._chosen(), budget)
         rows = self._table(choices)
         self.seconds += time.perf_counter() - start - (self._topologies.seconds - built)
         return rows
+
+    @property
+    def _device(self) -> torch.device:
+        """Of the competing weights."""
+        return next((weight.device for _, weight in self._layers.values()), torch.device("cpu"))
 
     @property
     def _measures(self) -> bool:
@@ -316,7 +321,7 @@ class Products:
                 continue
             if product is None:
                 self._make_dense(name, self._refusals[name])
-            elif (why := self._missing(type(product), kernels[FORWARD] == FP16)) is not None:
+            elif (why := self._missing(type(product), product.weight, kernels[FORWARD] == FP16)) is not None:
                 self._make_dense(name, why)
             else:
                 self._run(name, product, kernels)
