@@ -41,7 +41,8 @@ class Products:
     ValueError if ``kernels`` names what no layer here can have.
 
     Attributes:
-        seconds: spent on planning by this process, without the building of indexes.
+        seconds: spent on planning by this process, without the building of indexes and the compiling of kernels.
+        compiling: seconds spent on compiling kernels for planning.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Products:
                 alike.setdefault(why, []).append(name)
             why = "; ".join(f"{', '.join(names)}: {why}" for why, names in alike.items()) or "no Linear layer competes"
             raise ValueError(f"Sparsifier: kernels must be 'auto', 'model' or 'dense' here, got {kernels!r}: {why}")
-        self.seconds = 0.0
+        self.seconds = self.compiling = 0.0
         self._rows: list[PlanRow] = []
         self._calls = {name: product.calls for name, product in self._products.items()}
         self._observed: dict[str, Observation] = {}
@@ -260,14 +261,17 @@ class Products:
                 bits = self._masks[product.weight]
                 build = self._topologies.builder(product, bits)
                 trials[name] = product.trial(self._layers[name][0], self._pattern, bits, seen, build, self._fp16)
-        planner = Planner(self._measures)
-        dense = median(self._dense_steps) if self._dense_steps else sum(map(planner.dense_step, trials.values()))
+        planner = Planner(self._measures, device=self._device)
+        dense = sum(map(planner.dense_step, trials.values()))
+        if self._dense_steps:  # the clock of a host that runs ahead of its GPU shows too little
+            dense = max(median(self._dense_steps), dense if self._device.type == "cuda" else 0.0)
         expected = dense * planner.hoped(trials.values())
         budget = BUDGET * (phase.last_step + 1 - step) * expected - (time.perf_counter() - start)
         with without_autocast(self._device.type), torch.enable_grad():
             choices = planner.plan(trials, self._chosen(), budget)
         rows = self._table(choices)
-        self.seconds += time.perf_counter() - start - (self._topologies.seconds - built)
+        self.compiling += planner.compiling
+        self.seconds += time.perf_counter() - start - (self._topologies.seconds - built) - planner.compiling
         return rows
 
     @property
@@ -323,9 +327,20 @@ class Products:
                 self._make_dense(name, self._refusals[name])
             elif (why := self._missing(type(product), product.weight, kernels[FORWARD] == FP16)) is not None:
                 self._make_dense(name, why)
-            else:
-                self._run(name, product, kernels)
+            elif set(known := self._known(name, product, kernels)) != {DENSE}:
+                self._run(name, product, dict(zip(kernels, known, strict=True)))
         self._topologies.clear()
+
+    def _known(self, name: str, product: Product, kernels: Mapping[str, str]) -> list[str]:
+        """``kernels``, but dense where a plan of elsewhere names one that there isn't here; its row says so."""
+        known = []
+        for each, kernel in kernels.items():
+            why = product.unknown(each, kernel, self._pattern) if kernel != DENSE else None
+            known.append(DENSE if why else kernel)
+            if why:
+                mine = (name, each)
+                self._rows = [_dense(row, why if (row.layer, row.product) == mine else None) for row in self._rows]
+        return known
 
     def _run(self, name: str, product: Product, kernels: Mapping[str, str]) -> None:
         bits, seen = self._masks[product.weight], self._observed.get(name)
@@ -398,10 +413,10 @@ class _Favours:
         self._make = lambda samples: product.trial(
             layer, pattern, bits, replace(seen, samples=samples), lambda: product.topology, FP16 in kernels.values()
         )
-        self._kernels = kernels
+        self._kernels, self._device = kernels, product.weight.device
 
     def __call__(self, samples: int) -> bool:
-        return Planner(measure=False).favours(self._make(samples), self._kernels)
+        return Planner(measure=False, device=self._device).favours(self._make(samples), self._kernels)
 
 
 def _fill(layer: nn.Module, product: Product | None) -> None:

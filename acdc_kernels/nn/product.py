@@ -23,8 +23,10 @@ __all__ = [
     "FORWARD",
     "FP16",
     "INPUT_GRADIENT",
+    "KINDS",
     "MASK_CHANGED",
     "PRODUCTS",
+    "SEMI",
     "SPARSE",
     "WEIGHT_GRADIENT",
     "Calls",
@@ -39,7 +41,8 @@ __all__ = [
 
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = PRODUCTS = ("forward", "input gradient", "weight gradient")
 MASK_CHANGED = "its mask was changed in place in this phase"
-DENSE, SPARSE, FP16 = "dense", "sparse", "sparse fp16"  # or "sparse <config>", of kernels that can go about it in ways
+KINDS = DENSE, SPARSE, FP16, SEMI = "dense", "sparse", "sparse fp16", "sparse 2:4"
+# and "sparse <config>": the sparse kernel in one of the ways that it can go about it, not the default for the shape
 
 
 def named(config: str) -> str:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -395,7 +396,7 @@ def test_configs_of_elsewhere():
 
 
 def test_compiled_layers_share_a_graph(fresh):
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     layers = [make()[0] for _ in range(10)]
     x = torch.randn(3, COLS, requires_grad=True)
     for layer in layers:
@@ -407,7 +408,7 @@ def test_compiled_layers_share_a_graph(fresh):
 @pytest.mark.parametrize("low", [False, True])
 def test_compiled_it_follows_every_change(low, fresh, calls):
     layer, mask, dense = make(samples=8)
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, backend=counter, fullgraph=True, dynamic=True)
     x = torch.randn(8, COLS, requires_grad=True)
     topology = layer.product.topology
