@@ -8,6 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -188,7 +189,11 @@ class Products:
         why = kind.refusal(layer, weight, self._pattern)
         if why is None:
             why = self._missing(kind, weight, self._kernels == "fp16")
-        return kind(weight) if why is None else why
+        if why is not None:
+            return why
+        product = kind(weight)
+        product.vouch = partial(self._masks.untouched, weight)
+        return product
 
     def _missing(self, kind: type[Product], weight: Tensor, fp16: bool) -> str | None:
         """Why kernels are missing; an explicit request runs on the reference, which warns."""

@@ -182,7 +182,8 @@ class Product(ABC):
     ``handle``, an int64 tensor without dimensions, tells an opaque op of a compiled model which product it is; it is no
     int, which a graph would be compiled for, so that layers which are compiled one by one share their graph.
     ``compiled`` says whether such an op has run. ``aside`` says why the latest training forward was dense since it
-    runs, but for the number of samples; empty: it wasn't; None: there was none. A copy of a layer, whose weights may
+    runs, but for the number of samples; empty: it wasn't; None: there was none. ``vouch`` tells, where it is known,
+    whether nobody has written to the weight since an update under its mask did. A copy of a layer, whose weights may
     leave the mask, gets no product: copying one, or pickling it, gives None.
     """
 
@@ -196,6 +197,7 @@ class Product(ABC):
         self._by_handle[number] = self
         self.compiled = False
         self.observing = True
+        self.vouch: Callable[[], bool] | None = None
         self.aside: str | None = None
         self.calls = Calls()
 

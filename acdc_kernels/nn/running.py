@@ -21,7 +21,7 @@ from .product import DENSE, FORWARD, INPUT_GRADIENT, MASK_CHANGED, WEIGHT_GRADIE
 
 __all__ = ["Run", "RunningProduct"]
 
-WRITTEN = "the weight was written to since the last step, perhaps outside of its mask"
+WRITTEN = "the weight was written to since the last update, perhaps outside of its mask"
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,14 @@ class RunningProduct(Product):
     def _keeps_to_mask(self, version: tuple[int, int]) -> bool:
         """Whether the weight, which somebody has written to, is zero outside of the mask still.
 
-        Of a weight on a GPU, where looking would wait for the device, ``weight_is_masked`` alone tells.
+        Of a weight on a GPU, where looking would wait for the device, ``vouch`` and ``weight_is_masked`` alone tell.
         """
-        return version != self._outside and self.weight.is_cpu and self._look(version)
+        if version == self._outside:
+            return False
+        if self.vouch is not None and self.vouch():
+            self._within = version
+            return True
+        return self.weight.is_cpu and self._look(version)
 
     def _look(self, version: tuple[int, int]) -> bool:
         weight = self.weight.detach()
