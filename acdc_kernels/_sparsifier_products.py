@@ -18,10 +18,10 @@ from torch.nn import Parameter
 
 from .nn import product_type
 from .nn.obstacles import without_autocast
-from .nn.product import DENSE, FORWARD, FP16, MASK_CHANGED, PRODUCTS, SPARSE, Calls, Observation, Product, Trial
+from .nn.product import DENSE, FORWARD, FP16, MASK_CHANGED, PRODUCTS, Calls, Observation, Product, Trial
 from .ops.distributed import from_first, is_sharded, local_part
 from .ops.values import count_bits
-from .plan import BUDGET, Choice, Planner, PlanRow
+from .plan import BUDGET, ONE_KERNEL, Choice, Planner, PlanRow
 from .policy.schedules import Phase, Schedule
 
 if TYPE_CHECKING:
@@ -253,7 +253,8 @@ class Products:
     def _make_plan(self, phase: Phase, step: int) -> list[PlanRow] | None:
         """None if no layer was seen in training yet, and one may still be."""
         if self._kernels == "sparse":
-            return self._table({name: dict.fromkeys(PRODUCTS, Choice(SPARSE, "as asked")) for name in self._products})
+            asked = {name: product.asked() for name, product in self._products.items()}
+            return self._table({name: {p: _as_asked(kernel) for p, kernel in of.items()} for name, of in asked.items()})
         if not self._products:
             return self._table({})
         if not self._observed:
@@ -382,6 +383,10 @@ class Products:
             self._running.pop(name).stop()
             self._place_dense(name, product)
             self._make_dense(name, why)
+
+
+def _as_asked(kernel: str) -> Choice:
+    return Choice(kernel, ONE_KERNEL if kernel == DENSE else "as asked")
 
 
 def _dense(row: PlanRow, why: str | None) -> PlanRow:

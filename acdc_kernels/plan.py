@@ -29,6 +29,7 @@ HOPELESS = 2.0  # times the dense estimate: what is not timed
 MODEL_MARGIN = 0.8  # of the dense estimate: what a sparse estimate must not exceed where the model alone decides
 ROUNDS = 7
 TRUSTED_ROUNDS = 3  # fewer are not remembered
+ONE_KERNEL = "there is no sparse kernel for this product"
 COMPILING = 60.0  # seconds of compiling for one plan, after which kernels are compiled in their default way alone
 BUDGET = 0.0065  # of the phase as the cost model expects it: 1% where it takes 0.65 of that
 
@@ -183,8 +184,10 @@ class Planner:
             for product, times in estimates.items()
         }
         choices = {
-            product: Choice(DENSE, f"the cost model expects {_against(estimates[product])}: not timed")
-            for product, kernels in hopeful.items()
+            product: Choice(
+                DENSE, f"the cost model expects {_against(times)}: not timed" if len(times) > 1 else ONE_KERNEL
+            )
+            for (product, kernels), times in zip(hopeful.items(), estimates.values(), strict=True)
             if not kernels
         }
         open_ = {product: [DENSE, *kernels] for product, kernels in hopeful.items() if kernels}

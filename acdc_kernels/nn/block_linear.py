@@ -152,7 +152,7 @@ class BlockProduct(RunningProduct):
         # A parametrization's bias is no parameter. As the default of a get, layer.bias would be read in every call.
         bias = parameters["bias"] if "bias" in parameters else layer.bias  # noqa: SIM401
         dtype = dtype_for(input, weight)
-        run = dtype if type(dtype) is str else self.run_for(input, bias)
+        run = dtype if type(dtype) is str else self.run_in(dtype, input, bias)
         if weight.requires_grad and torch.is_grad_enabled():
             self.aside = run if type(run) is str else ""
         if type(run) is not Run:
@@ -163,12 +163,21 @@ class BlockProduct(RunningProduct):
             values = blocks_for(run, weight, dtype) if run.sparse_forward else None
             return block_forward(run, input.to(dtype), weight, bias, values)[0]
 
+    def obstacle(self, x: Tensor, dtype: torch.dtype) -> str | None:
+        """Why sparse kernels don't take x to compute in this dtype, beside what ``dtype_for`` tells."""
+        return None
+
+    def run_in(self, dtype: torch.dtype, x: Tensor, bias: Tensor | None) -> Run | str | None:
+        """``run_for`` in a dtype."""
+        return (self.obstacle(x, dtype) if self.run is not None else None) or self.run_for(x, bias)
+
     def note_input(self, x: Tensor, input_gradient: bool) -> None:
         if x.dim() and (samples := math.prod(x.shape[:-1])):
             # In a compiled model the graph has cast x already, and autocast is off.
             dtype = x.dtype if self._in_graph(x) else dtype_for(x, self.weight)
-            obstacle, name = (dtype, "") if type(dtype) is str else ("", str(dtype).removeprefix("torch."))
-            self.note(samples, input_gradient, obstacle, "" if dtype is self.weight.dtype else name)
+            obstacle = dtype if type(dtype) is str else self.obstacle(x, dtype)
+            name = "" if obstacle or dtype is self.weight.dtype else str(dtype).removeprefix("torch.")
+            self.note(samples, input_gradient, obstacle or "", name)
 
     def _in_graph(self, x: Tensor) -> bool:
         return self.compiled and x.dtype is not self.weight.dtype and not torch.is_autocast_enabled(x.device.type)

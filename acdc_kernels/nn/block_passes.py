@@ -2,6 +2,7 @@
 
 They compute in the dtype of ``x``, as torch's own product does: where the weight has another (autocast), sparse kernels
 take its kept blocks, gathered and cast at once, and dense ones the whole weight cast. Else they read the weight itself.
+A forward with a 2:4 weight takes that compressed; such a run's gradients are dense.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from torch.nn.functional import linear
 
 from ..ops.block_linear.contract import block_linear_backward_op, block_linear_op
 from ..ops.values.contract import gather_blocks_op
-from .product import MASK_CHANGED
+from .product import MASK_CHANGED, SEMI
 from .running import Run
+from .semi_passes import compress_24, linear_24
 
 __all__ = ["block_backward", "block_forward", "blocks_for"]
 
 
 def blocks_for(run: Run, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """What sparse kernels take as values: the whole weight, or its kept blocks where they have to be cast."""
+    if run.forward == SEMI:
+        return compress_24(weight, dtype)
     return weight if weight.dtype == dtype else gather_blocks_op(weight, *run.where[:2], dtype)
 
 
@@ -29,6 +33,8 @@ def block_forward(
     """(y, the weight in x's dtype if the product was dense). values: of ``blocks_for``, where the forward is sparse."""
     if bias is not None:
         bias = bias.to(x.dtype)
+    if run.forward == SEMI:
+        return linear_24(x, values, bias, run.topology.rows), None
     if run.sparse_forward:
         return block_linear_op(x, values, *run.where[:2], bias, run.forward_config), None
     matrix = weight.to(x.dtype)

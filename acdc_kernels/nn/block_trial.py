@@ -67,8 +67,7 @@ class BlockTrial:
 
     @property
     def key(self) -> str:
-        r, c = self.meta[3:]
-        blocks = self.kept / (r * c)
+        blocks = self.kept / math.prod(self.meta[3:])
         # an eighth of an octave: 9% of the density
         density = round(8 * math.log2(self.kept / (self.rows * self.cols))) if self.kept else "none"
         given = "+bias" * (self._bias is not None) + "+input gradient" * (INPUT_GRADIENT in self.computed)
@@ -76,9 +75,14 @@ class BlockTrial:
         of = self.arithmetic + (f" of {_name(self._weight.dtype)}" if self._cast else "")
         few = f" blocks={blocks:g}" if blocks < 64 else ""
         return (
-            f"linear {self.rows}x{self.cols}{given}{strides} n={self.samples} {of} blocks-{r}x{c}"
+            f"linear {self.rows}x{self.cols}{given}{strides} n={self.samples} {of} {self.layout}"
             f" density={density}/8{few}"
         )
+
+    @property
+    def layout(self) -> str:
+        """Of the kept weights."""
+        return f"blocks-{self.meta[3]}x{self.meta[4]}"
 
     @property
     def _cast(self) -> bool:

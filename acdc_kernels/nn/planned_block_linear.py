@@ -35,7 +35,7 @@ def _planned(
         product.compiled = True
         if product.observing and save:
             product.note_input(x, input_gradient)
-        run = None if product.observing else product.run_for(x, bias)
+        run = None if product.observing else product.run_in(x.dtype, x, bias)
         if save:
             product.aside = run if type(run) is str else ""
     with without_autocast(x.device.type):

@@ -216,6 +216,10 @@ class Product(ABC):
     def missing(fp16: bool, pattern: str = "unstructured", device_type: str = "cpu") -> str | None:
         """Why kernels (with ``fp16``: those of half precision) can't run here, on such a device; None if they can."""
 
+    def asked(self) -> Mapping[str, str]:
+        """Product -> kernel, where sparse kernels are to compute what they can."""
+        return dict.fromkeys(PRODUCTS, SPARSE)
+
     def unknown(self, product: str, kernel: str, pattern: str) -> str | None:
         """Why a plan of elsewhere names a sparse kernel that there isn't here, for ``product``; None if there is."""
         return None if kernel in (SPARSE, FP16) else f"there is no kernel {kernel!r} here"

@@ -9,6 +9,7 @@ from torch import nn
 from ..formats.blocks import block_sides
 from .block_linear import BlockProduct
 from .product import Product
+from .semi_structured import PATTERNS, SemiStructuredProduct
 from .sparse_linear import LinearProduct
 
 __all__ = ["product_type"]
@@ -18,12 +19,17 @@ def _large_blocks(pattern: str, device_type: str) -> bool:
     return block_sides(pattern) is not None
 
 
+def _semi_structured(pattern: str, device_type: str) -> bool:
+    return pattern in PATTERNS and device_type == "cuda"
+
+
 def _any(pattern: str, device_type: str) -> bool:
     return True
 
 
 _TYPES: tuple[tuple[type[nn.Module], Callable[[str, str], bool], type[Product]], ...] = (
     (nn.Linear, _large_blocks, BlockProduct),
+    (nn.Linear, _semi_structured, SemiStructuredProduct),
     (nn.Linear, _any, LinearProduct),
 )
 
