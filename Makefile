@@ -5,6 +5,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 TORCH  ?= torch==2.13.0
 NATIVE  = $(VENV)/.native
+SYSTEM_PATH := $(PATH)
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: demo test lint build bench gpu gpu-sanitize clean
@@ -29,6 +30,8 @@ bench: $(NATIVE)
 	$(BIN)/acdc-kernels bench train
 
 # On a machine with an NVIDIA GPU: its own python3 with torch, nvcc and cmake, no network, nine minutes at most, no .venv/.
+gpu gpu-sanitize: export PATH := $(SYSTEM_PATH)
+
 gpu:
 	PYTHON=$(PYTHON) .ci/gpu
 

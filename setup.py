@@ -61,12 +61,16 @@ def check_versions(nvcc, found, torch):
         refuse(f"nvcc must be {version(OLDEST_NVCC)} or newer, got {version(found)} ({nvcc}); ACDC_CUDA=0 does without")
     major = int((torch.version.cuda or str(found[0])).split(".")[0])
     if found[0] != major:
+        isolated = "pip-build-env" in torch.__file__
+        hint = (
+            "\n(pip built in isolation, with a torch of its own: --no-build-isolation takes yours)" if isolated else ""
+        )
         refuse(
             f"nvcc is of CUDA {version(found)} ({nvcc}), but torch {torch.__version__} is built for CUDA "
             f"{torch.version.cuda}, and the major versions must agree. Ways out:\n"
             f"  - the nvcc of CUDA {major}: set CUDA_HOME to the folder of that toolkit\n"
             f"  - a torch that is built for CUDA {found[0]}\n"
-            f"  - ACDC_CUDA=0: no CUDA kernels; plain torch runs on GPUs"
+            f"  - ACDC_CUDA=0: no CUDA kernels; plain torch runs on GPUs{hint}"
         )
 
 
@@ -78,13 +82,13 @@ def card_versions(torch):
 
 
 def listed_architecture(item):
-    """`9.0a`, `10.0` or `12.0+PTX`, as CMake spells it."""
+    """`9.0a`, `10.0` or `12.0+PTX`, as CMake spells it; None of cards that are too old."""
     found = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", item)
     if not found:
         refuse(f"TORCH_CUDA_ARCH_LIST must hold versions like 8.0, 9.0a or 12.0+PTX, not names; got {item!r}")
     major, minor, variant, ptx = found.groups()
     if (int(major), int(minor)) < OLDEST_CARD:
-        refuse(f"TORCH_CUDA_ARCH_LIST must hold {version(OLDEST_CARD)} or newer, got {item}")
+        return None
     return f"{major}{minor}{variant}{'' if ptx else '-real'}"
 
 
@@ -97,10 +101,17 @@ def architectures(nvcc, cards):
         )
     )
     if listed := re.findall(r"[^;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "")):
-        chosen = list(dict.fromkeys(map(listed_architecture, listed)))
+        spelled = {item: listed_architecture(item) for item in listed}
+        chosen = list(dict.fromkeys(filter(None, spelled.values())))
+        left_out = [item for item, name in spelled.items() if name is None]
+        if not chosen:
+            refuse(f"TORCH_CUDA_ARCH_LIST must hold {version(OLDEST_CARD)} or newer, got {', '.join(left_out)}")
     else:
+        left_out = [version(card) for card in cards if card < OLDEST_CARD]
         cards = [card for card in cards if card >= OLDEST_CARD]
         chosen = ["90a-real" if card == (9, 0) else f"{card[0]}{card[1]}-real" for card in cards]
+    if left_out:
+        print(f"acdc-kernels: no kernels for {', '.join(left_out)}: older than {version(OLDEST_CARD)}", file=sys.stderr)
     for name in chosen:
         number = re.match(r"\d+", name)[0]
         if number not in known:

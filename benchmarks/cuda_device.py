@@ -77,6 +77,6 @@ class Gpu:
     waits: Callable[[Call], bool] = waits
     host_clock: Callable[[], float] = time.perf_counter
     capture: Callable[[Call], Replay] = captured
-    allocated: Callable[[], int] = torch.cuda.memory_allocated
-    peak_allocated: Callable[[], int] = torch.cuda.max_memory_allocated
+    allocated: Callable[[], int] = lambda: torch.cuda.memory_stats()["requested_bytes.all.current"]
+    peak_allocated: Callable[[], int] = lambda: torch.cuda.memory_stats()["requested_bytes.all.peak"]
     forget_peak: Call = torch.cuda.reset_peak_memory_stats

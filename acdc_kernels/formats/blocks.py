@@ -1,8 +1,8 @@
 """Blocks: how the kept weights of a linear layer lie in memory under ``block:RxC`` with large blocks, and their index.
 
-A weight is ``[rows, cols]`` (outputs, inputs), cut into ``rows / R`` block rows and ``cols / C`` block columns. A block is
-kept or pruned as a whole, so the index has an entry a block, and a product of blocks runs on matrix units. ``values`` is
-``[blocks, R, C]``: the kept blocks in row-major order of their places, each row-major inside.
+A weight is ``[rows, cols]`` (outputs, inputs), cut into ``rows / R`` block rows and ``cols / C`` block columns. A block
+is kept or pruned as a whole, so the index has an entry a block, and a product of blocks runs on matrix units.
+``values`` is ``[blocks, R, C]``: the kept blocks in row-major order of their places, each row-major inside.
 
 The transposed weight, for the input gradient, has an index of its own into the same values. ``order`` and ``t_order``
 say with which block rows and columns to begin: those that take longest.
@@ -38,7 +38,7 @@ SIDES = (32, 64, 128)  # of blocks: multiples of what matrix units take, and of 
 
 def block_sides(pattern: str) -> tuple[int, int] | None:
     """(R, C) of a pattern that this format stores; None of any other."""
-    found = re.fullmatch(r"block:(\d+)x(\d+)", pattern)
+    found = re.fullmatch(r"block:([1-9]\d*)x([1-9]\d*)", pattern)
     if found is None:
         return None
     rows, columns = int(found[1]), int(found[2])

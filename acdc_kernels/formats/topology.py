@@ -21,10 +21,11 @@ class Topology:
     """The index that the products of one linear layer walk, built once from its mask and never changed.
 
     format: "bundles" or "bundles-4x1" (meta and index: see :mod:`acdc_kernels.formats.bundles`), or "blocks"
-    (:mod:`acdc_kernels.formats.blocks`). A topology is a torch pytree whose leaves are the tensors of ``index``. It keeps the mask itself, not a copy: when the mask is changed in
-    place, the topology has outlived it and every function that takes it raises. It pickles, but
-    ``torch.load(weights_only=True)`` refuses it: kernels trust an index, and a file could forge one. Save weight and
-    mask: ``compress`` makes the same topology, and the same order of values, of them again.
+    (:mod:`acdc_kernels.formats.blocks`). A topology is a torch pytree whose leaves are the tensors of ``index``. It
+    keeps the mask itself, not a copy: when the mask is changed in place, the topology has outlived it and every
+    function that takes it raises. It pickles, but ``torch.load(weights_only=True)`` refuses it: kernels trust an index,
+    and a file could forge one. Save weight and mask: ``compress`` makes the same topology, and the same order of
+    values, of them again.
     """
 
     format: str

@@ -131,7 +131,8 @@ class MaskedOptimizer(Optimizer):
         rate, *scalars = self._scalars(lr, params[0].device)
         bits = [self._masks._bits.get(p) for p in params]
         masked = [state for state in states[: len(self._param_sized)] if state]
-        around = self._masks.around(params, masked, bits) if not torch.compiler.is_compiling() else None
+        found_inf = scalars[-1]
+        around = self._masks.around(params, masked, bits, found_inf) if not torch.compiler.is_compiling() else None
         launch(
             op,
             params + [t for state in states for t in state],
@@ -145,7 +146,7 @@ class MaskedOptimizer(Optimizer):
             around.zeros_kept if around else [],
         )
         if around:
-            around.written(self._found_inf)
+            around.written()
 
     def _scalars(
         self, lr: float | Tensor, device: torch.device

@@ -29,9 +29,11 @@ class Masks(MutableMapping[Parameter, Tensor]):
     again (masked weights stay zero until a step moves them). The bits are used as given, not copied: don't change
     them in place.
 
-    On a GPU a step leaves sectors that are masked as a whole alone while torch counts no write to a parameter and its
-    state since the last step, or since the mask was set. torch doesn't count writes through ``p.data``, nor those of a
-    replayed CUDA graph: after one that may have set masked weights, set the mask again.
+    On a GPU a step leaves sectors that are masked as a whole alone while torch counts no write to a parameter, its
+    state and its mask since the last step, or since the mask was set. torch doesn't count writes through ``p.data``
+    (``p.data.copy_(...)``), those of collectives (``dist.broadcast(p)``), of other libraries' kernels, and of replayed
+    CUDA graphs: after one that may have set masked weights, set the mask again, or every 128th step does. Where a step
+    waits for a ``found_inf`` on a GPU, what may have been written is masked before it, whether it is then done or not.
 
     Raises:
         KeyError: the parameter does not belong to the optimizer.
@@ -69,6 +71,7 @@ class Masks(MutableMapping[Parameter, Tensor]):
         new = dict(other)
         self._apply(new)
         self._bits.update(new)
+        self._traces.forget(new)
         self._applied(new)
         self._tell()
 
@@ -77,6 +80,7 @@ class Masks(MutableMapping[Parameter, Tensor]):
         new = dict(bits)
         self._apply(new)
         self._bits = new
+        self._traces.forget()
         self._applied(new)
         self._tell()
 
@@ -88,10 +92,15 @@ class Masks(MutableMapping[Parameter, Tensor]):
         self._listeners.append(weakref.WeakMethod(changed))
 
     def around(
-        self, params: Sequence[Tensor], states: Sequence[Sequence[Tensor]], bits: Sequence[Tensor | None]
+        self,
+        params: Sequence[Tensor],
+        states: Sequence[Sequence[Tensor]],
+        bits: Sequence[Tensor | None],
+        found_inf: Tensor | None,
     ) -> AroundStep:
-        """Called before a launch that writes to ``params``, all on one device, and their ``states``, under ``bits``."""
-        return AroundStep(self, params, states, bits)
+        """Called before a launch that writes to ``params``, all on one device, and their ``states``, under ``bits``;
+        ``found_inf`` as the launch has it."""
+        return AroundStep(self, params, states, bits, found_inf)
 
     def untouched(self, param: Parameter) -> bool:
         """Whether nobody has written to a masked parameter since the optimizer did, with the mask that it has now.
@@ -102,11 +111,10 @@ class Masks(MutableMapping[Parameter, Tensor]):
         return self._traces.is_unchanged(param)
 
     def _applied(self, new: Iterable[Parameter]) -> None:
-        """Called when the masks of ``new`` have been applied."""
-        self._traces.forget()
+        """Called when the masks of ``new`` have been applied, of which nothing is known yet."""
         for p in new:
-            if is_plain(p) and skips_kept_zeros(p.device.type):
-                self._traces.leave([[p], *([t] for t in self._states(p).values())])
+            if is_plain(p) and skips_kept_zeros(p.device.type) and not _is_capturing(p.device):
+                self._traces.leave([[p], *([t] for t in self._states(p).values()), [self._bits[p]]])
 
     def _states(self, param: Parameter) -> dict[str, Tensor]:
         """Those of its shape; by name, for a step count has the shape of a parameter without dimensions."""
@@ -151,13 +159,22 @@ class Masks(MutableMapping[Parameter, Tensor]):
             check_bits("masks: bits", bits, local_tensor(param).numel(), param.device)
 
 
+def _is_capturing(device: torch.device) -> bool:
+    """Whether what is launched now is only recorded, for replays of a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 class AroundStep:
     """What is known of zeros before a launch, and what is left to know after it.
 
     Attributes:
-        zeros_kept: as the ops take it. True for a masked parameter that, with its states, nobody has written to since
-            the last step, or since its mask was set: they are +0.0 where it is masked. Empty where no kernel would make
-            use of it; and in the capture of a CUDA graph, whose replays can't tell what was written before.
+        zeros_kept: as the ops take it. True for a masked parameter that, with its states and its mask, nobody has
+            written to since the last step, or since its mask was set: they are +0.0 where it is masked. Empty where no
+            kernel would make use of it; and in the capture of a CUDA graph, whose replays can't tell what was written
+            before.
+
+    Where the device decides whether the step is done (``found_inf``), what isn't known is masked before: else nothing
+    would be known after it either.
     """
 
     def __init__(
@@ -166,10 +183,13 @@ class AroundStep:
         params: Sequence[Tensor],
         states: Sequence[Sequence[Tensor]],
         bits: Sequence[Tensor | None],
+        found_inf: Tensor | None,
     ) -> None:
         self._traces, self.zeros_kept = masks._traces, []
         self._columns: list[list[Tensor]] = []
         self._before: Trace | None = None
+        self._unknown: list[int] = []
+        decided_there = found_inf is not None and not found_inf.is_cpu
         device = params[0].device
         skips = skips_kept_zeros(device.type)
         if not masks._bits or not (skips or masks._listeners):  # nobody asks
@@ -178,23 +198,35 @@ class AroundStep:
         if not at:
             return
         if not skips:
-            self._columns = [[params[i] for i in at]]
+            self._columns = [] if decided_there else [[params[i] for i in at]]
             return
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if _is_capturing(device):
             self._traces.forget()
             return
-        self._columns = [[column[i] for i in at] for column in (params, *states)]
+        self._columns = [[column[i] for i in at] for column in (params, *states, bits)]
         self._before = Trace(self._columns)
-        self._known = self._traces.unchanged(self._before)
+        known = self._traces.unchanged(self._before)
+        if decided_there:
+            known = self._masked_before(known)
         self.zeros_kept = [False] * len(params)
-        for i, known in zip(at, self._known, strict=True):
-            self.zeros_kept[i] = known
+        for i, k in zip(at, known, strict=True):
+            self.zeros_kept[i] = k
 
-    def written(self, found_inf: Tensor | None) -> None:
-        """Called after the launch. Where the device may have skipped it, what wasn't known before isn't now."""
-        if not self._columns:
-            return
-        if found_inf is None or found_inf.is_cpu:
-            self._traces.leave(self._columns, self._before)
-        elif self._before is not None:
-            self._traces.leave(self._columns, self._before, self._known)
+    def _masked_before(self, known: list[bool]) -> list[bool]:
+        """Masks what isn't known to be, but for what was masked before the last step too: somebody writes to it at
+        every step, and to mask it each time would cost more than to write all its zeros. What is known then."""
+        unknown = [i for i, k in enumerate(known) if not k]
+        params, last = self._columns[0], self._traces.masked_before
+        rows = [i for i in unknown if params[i] not in last]
+        self._traces.masked_before = {params[i] for i in unknown}
+        if rows:
+            *written, bits = self._columns
+            apply_mask_([column[i] for column in written for i in rows], [bits[i] for _ in written for i in rows])
+            self._before = Trace(self._columns)
+        self._unknown = [i for i in unknown if params[i] in last]
+        return [k or i in rows for i, k in enumerate(known)]
+
+    def written(self) -> None:
+        """Called after the launch."""
+        if self._columns:
+            self._traces.leave(self._columns, self._before, self._unknown)

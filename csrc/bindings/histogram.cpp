@@ -1,25 +1,15 @@
-#include "topk/histogram.h"
-
-#include "bindings/convert.h"
+#include "bindings/histogram_checks.h"
 
 namespace acdc {
 namespace {
 
 Tensor magnitude_histogram(std::vector<Tensor> weights, const Tensor& base, int64_t width, int64_t shift) {
   const char* op = "magnitude_histogram";
-  STD_TORCH_CHECK(!weights.empty(), op, ": weights must have at least one tensor, got an empty list");
-  const DType dtype = dtype_of(weights[0], op);
+  const DType dtype = check_histogram(weights, base, width, shift, op);
+  STD_TORCH_CHECK(base.is_cpu(), op, ": tensors must be on the CPU");
   const int64_t rows = base.numel();
-  STD_TORCH_CHECK(base.is_cpu() && base.scalar_type() == ScalarType::Long && base.is_contiguous() &&
-                      (rows == 1 || rows == static_cast<int64_t>(weights.size())),
-                  op, ": base must be contiguous int64 of one entry, or one a weight");
-  STD_TORCH_CHECK(shift >= 0 && shift <= width && width < 8 * element_bytes(dtype) && width - shift <= kHistogramBits, op,
-                  ": width and shift must fit the dtype's keys, got ", width, " and ", shift);
   std::vector<TensorRef> refs;
-  for (const Tensor& w : weights) {
-    STD_TORCH_CHECK(w.is_cpu() && dtype_of(w, op) == dtype, op, ": weights must share one dtype and device");
-    refs.push_back(ref(w));
-  }
+  for (const Tensor& w : weights) refs.push_back(ref(w));
   const int w = static_cast<int>(width), s = static_cast<int>(shift);
   const Pool threads = pool();
   Tensor counts = torch::stable::new_empty(base, {rows, (int64_t{1} << (w - s)) + 1}, ScalarType::Long);

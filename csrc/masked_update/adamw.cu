@@ -67,7 +67,7 @@ __global__ void start_step(ACDC_CONSTANT(Steps) steps, int count, TensorNumbers*
   if (i >= count || found_inf(device)) return;
   if (device.lr.data) lr = number(device.lr);
   const double step = *steps.step[i] += 1;
-  out[i] = {1 - lr * weight_decay, -(lr / (1 - pow(beta1, step))), pow(1 - pow(beta2, step), 0.5)};
+  out[i] = {1 - lr * weight_decay, -(lr / (1 - pow(beta1, step))), __dsqrt_rn(1 - pow(beta2, step))};
 }
 
 }  // namespace

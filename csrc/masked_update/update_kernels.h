@@ -20,6 +20,7 @@ struct Cut {
   static constexpr int kWide = static_cast<int>(sizeof(S) / sizeof(T));  // vectors of a state for one of the parameter
   static constexpr int kAtOnce = Update::kStates == 1 ? 2 : 1;           // vectors that a thread holds: more would cost blocks
   static constexpr int kTurns = 8 / kAtOnce;
+  static constexpr int kSingly = Update::kStates == 1 ? 4 : 2;           // elements, where vectors can't be
   static constexpr int kChunk = static_cast<int>(kUpdateThreads) * 8 * kElements;
   static constexpr int kBlocks = kElements == 4 ? 5 : 4;                 // of a multiprocessor, within its registers
   static_assert(kChunk % 8 == 0, "a chunk's mask bits begin a byte");
@@ -112,7 +113,7 @@ __global__ void __launch_bounds__(kUpdateThreads, Cut<Update, T, S>::kBlocks)
     }
   }
   if (whole == count) return;
-  update_elements<1, T, S, Update, C>(t, h, whole, count, [&](int at, int64_t* offsets) {
+  update_elements<To::kSingly, T, S, Update, C>(t, h, whole, count, [&](int at, int64_t* offsets) {
     ACDC_UNROLLED
     for (int r = 0; r < 2 + kStates; ++r) offsets[r] = begin + at;
     return begin + at;

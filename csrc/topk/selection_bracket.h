@@ -115,13 +115,23 @@ __device__ inline bool store_candidates(const SelectionTask<U>& task, const Stag
   if (lane == 0) first = atomicAdd(&task.state->candidates, static_cast<Count>(count));
   first = __shfl_sync(kAllLanes, first, 0);
   const bool fit = static_cast<int64_t>(first) + count <= task.capacity;
-  for (int i = lane; fit && i < count; i += 32) {
-    const Candidate<U> c = stage.of[i];
-    const int64_t to = static_cast<int64_t>(first) + i;
-    task.keys[to] = c.key;
-    task.at_low[to] = static_cast<uint32_t>(c.at & ((int64_t{1} << kLowBits) - 1));
-    if (task.at_high != nullptr) task.at_high[to] = static_cast<uint8_t>(c.at >> kLowBits);
-    atomicAdd(&task.state->bins[0][(c.key - low) >> shift], Count{1});
+  for (int i = lane; fit && i - lane < count; i += 32) {
+    const bool there = i < count;
+    unsigned bin = 0;
+    if (there) {
+      const Candidate<U> c = stage.of[i];
+      const int64_t to = static_cast<int64_t>(first) + i;
+      task.keys[to] = c.key;
+      task.at_low[to] = static_cast<uint32_t>(c.at & ((int64_t{1} << kLowBits) - 1));
+      if (task.at_high != nullptr) task.at_high[to] = static_cast<uint8_t>(c.at >> kLowBits);
+      bin = static_cast<unsigned>((c.key - low) >> shift);
+    }
+    // One lane adds for all whose bin is the first one's: ties would wait for one another.
+    const unsigned first_bin = __shfl_sync(kAllLanes, bin, 0), same = __ballot_sync(kAllLanes, there && bin == first_bin);
+    if (lane == 0)
+      atomicAdd(&task.state->bins[0][bin], static_cast<Count>(__popc(same)));
+    else if (there && !(same >> lane & 1))
+      atomicAdd(&task.state->bins[0][bin], Count{1});
   }
   __syncwarp();
   return fit;

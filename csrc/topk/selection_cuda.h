@@ -42,8 +42,10 @@ struct SelectionRequest {
   int64_t room_bytes;    // of it for candidates: candidate_room_bytes, or less where memory is short
 };
 
+// From 2^29 items on it grows with their square: the bracket is then so narrow that one of its bins holds at most kListed candidates.
 inline int64_t sample_size(int64_t numel) {
-  return std::clamp<int64_t>(numel / 48, 16384, numel < int64_t{1} << 30 ? int64_t{1} << 18 : int64_t{1} << 20) / kRun * kRun;
+  const auto squared = static_cast<int64_t>(static_cast<double>(numel) * static_cast<double>(numel) * 0x1p-39);
+  return std::clamp<int64_t>(numel / 48, 16384, std::clamp<int64_t>(squared, int64_t{1} << 18, int64_t{1} << 25)) / kRun * kRun;
 }
 
 // Room for the bracket's candidates and, before them, its sample. A large model's bracket holds 0.55% of its weights at 90%, 0.9% at

@@ -138,7 +138,7 @@ __device__ inline bool is_last_block(unsigned* ticket) {
     if (last) *ticket = 0;
   }
   __syncthreads();
-  __threadfence();
+  if (last) __threadfence();
   return last;
 }
 

@@ -61,13 +61,15 @@ struct Best {
   uint32_t mask;
 };
 
+constexpr long long kNoSign = 0x7fffffffffffffff;  // a NaN may have one
+
 // Sums are positive or the one NaN, so that their bits order them as integers.
 template <int I>
 __device__ inline void consider(const double (&pair)[4][6], Best* best) {
   constexpr int a = kMasks.top[I] / 6, b = kMasks.top[I] % 6, c = kMasks.third[I], d = kMasks.fourth[I];
   constexpr uint32_t mask = kMasks.bits[I];
   const long long key = __double_as_longlong(__dadd_rn(__dadd_rn(__dadd_rn(pair[0][a], pair[1][b]), pair[2][c]), pair[3][d]));
-  if (key > best->key) *best = {key, mask};
+  if ((key & kNoSign) > best->key) *best = {key & kNoSign, mask};
 }
 
 template <int... I>

@@ -95,7 +95,7 @@ def test_topk_rows(case, device, quiet_references, monkeypatch):
             assert row["peer_graph_ms"] is not None
         else:
             assert (row["peer_extra_bytes"], row["peer_extra_percent"]) == (7, 0.5)
-            assert row["peer_not_captured"] == topk_cuda.TOO_LONG
+            assert row["peer_not_captured"] == topk_cuda.NOT_ASKED
 
 
 @pytest.mark.parametrize("pattern", topk.PATTERNS)

@@ -5,9 +5,12 @@ get strides, and what they are compared with is computed on the CPU.
 """
 
 import os
+import warnings
 
 import pytest
 import torch
+
+from acdc_kernels import _native
 
 
 def _device():
@@ -26,6 +29,12 @@ def cpu_only(reason):
     return pytest.mark.skipif(not ON_CPU, reason=reason)
 
 
+# Those of the ops of blocks; Triton's interpreter, which stands in for a GPU, has not all of them.
+BLOCK_DTYPES = [
+    getattr(torch, name)
+    for name in os.environ.get("ACDC_TEST_BLOCK_DTYPES", "float64,float32,float16,bfloat16").split(",")
+]
+
 no_products = cpu_only("the sparse products have no CUDA kernels")
 
 
@@ -41,6 +50,17 @@ def _no_poison_left_behind():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def _kernels_are_what_runs():
+    """Nothing may stand in for the kernels of a GPU."""
+    if not ON_CPU and (why := _native.why_no_cuda()):
+        pytest.fail(f"ACDC_TEST_DEVICE={DEVICE}: {why}")
+    with warnings.catch_warnings():
+        if not ON_CPU:
+            warnings.filterwarnings("error", message="acdc_kernels: the plain torch reference runs on cuda")
+        yield
 
 
 @pytest.fixture(params=[1, 2] if ON_CPU else [1], ids=["1-thread", "2-threads"] if ON_CPU else ["gpu"])
@@ -65,11 +85,12 @@ def extra_bytes():
         return allocated - outputs
 
     def measure_gpu(call):
+        """What was asked for: the cache hands out larger blocks, depending on what lies in it."""
         torch.cuda.reset_peak_memory_stats(DEVICE)
-        before = torch.cuda.memory_allocated(DEVICE)
+        before = torch.cuda.memory_stats(DEVICE)["requested_bytes.all.current"]
         masks = call()
         outputs = sum(m.numel() for m in masks)
-        allocated = torch.cuda.max_memory_allocated(DEVICE) - before
+        allocated = torch.cuda.memory_stats(DEVICE)["requested_bytes.all.peak"] - before
         assert outputs <= allocated
         return allocated - outputs
 

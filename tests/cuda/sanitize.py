@@ -1,13 +1,14 @@
 """Every CUDA op on small awkward cases, for compute-sanitizer: compute-sanitizer --tool memcheck python tests/cuda/sanitize.py
 
-Results are compared with the CPU's, so a program that ran to its end did the work. PYTORCH_NO_CUDA_MEMORY_CACHING=1
-gives each tensor memory of its own. ``sanitize.py cpu`` runs the cases without a GPU, ``sanitize.py cuda steps`` one
+Results are compared with the CPU's, so a program that ran to its end did the work. ACDC_TEST_ALLOCATOR names
+rounding_allocator.cpp as a library: each tensor then has memory of its own. ``sanitize.py cpu`` runs the cases without a GPU, ``sanitize.py cuda steps`` one
 group of them. The last line has a digest of all masks and indices, which is the same wherever they were computed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterator
 from itertools import product
@@ -99,6 +100,9 @@ GROUPS = {g.__name__: g for g in (mask_bits, topk_unstructured, topk_patterns, s
 
 
 def main(device: str = "cuda", *groups: str) -> None:
+    if allocator := os.environ.get("ACDC_TEST_ALLOCATOR"):
+        own = torch.cuda.memory.CUDAPluggableAllocator(allocator, "acdc_allocate", "acdc_free")
+        torch.cuda.memory.change_current_allocator(own)
     ran, digest = 0, hashlib.sha256()
     for group in (GROUPS[name] for name in groups or GROUPS):
         for (name, ours), (_, theirs) in zip(group(device), group("cpu"), strict=True):

@@ -72,7 +72,7 @@ def write(p: nn.Parameter) -> None:
         p.add_(1.0)
 
 
-# What somebody does to a parameter or its momentum between steps; torch counts all of it.
+# What somebody does to a parameter or its momentum between steps; it is counted, or seen by its address.
 WRITES = {
     "in place": lambda optimizer, p: write(p),
     "through a view": lambda optimizer, p: p.detach()[5:].fill_(3.0),
@@ -143,12 +143,12 @@ def test_a_dtensor_on_one_gpu(make, tmp_path):
     dist = torch.distributed
     if not dist.is_available() or not dist.is_gloo_available():
         pytest.skip("torch has no gloo here")
-    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Shard
 
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        mesh = init_device_mesh("cuda", (1,))
+        mesh = DeviceMesh.from_group(dist.group.WORLD, "cuda")  # by gloo, too
         plain = [nn.Parameter(torch.randn(64, 32, device="cuda")) for _ in range(3)]
         sharded = [nn.Parameter(DTensor.from_local(p.detach().clone(), mesh, [Shard(0)])) for p in plain]
         optimizers = [MAKE[make](params) for params in (plain, sharded)]

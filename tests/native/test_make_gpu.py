@@ -22,6 +22,7 @@ echo "$*" >>{calls}
 case "$1 $2" in
   "- test" | "- sanitize") cat >/dev/null ;;
   "- "*) exec {python} "$@" ;;
+  "-c import sys"*) exit ${{KERNELS_STATUS:-0}} ;;
   "-c "*) exit 1 ;;
   "-m pip") exit ${{PIP_STATUS:-0}} ;;
   "-m pytest") sleep "${{PYTEST_SECONDS:-0}}"; echo "${{PYTEST_SAYS:-3 passed in 0.1s}}"; exit ${{PYTEST_STATUS:-0}} ;;
@@ -40,6 +41,9 @@ TIMINGS = {
             "peer": "torch",
             "peer_ms": 0.5,
             "speedup": 10.0,
+            "ours_device_ms": 0.04,
+            "peer_device_ms": 0.44,
+            "device_speedup": 11.0,
         }
     ],
 }
@@ -92,7 +96,7 @@ def test_builds_tests_and_times_in_this_order(machine, tmp_path):
     ):
         assert line in summary
     assert "topk-cuda.json: a card, complete" in summary
-    assert "resnet50 0.9 float32: ours 0.05 ms, torch 0.5 ms, 10x" in summary
+    assert "resnet50 0.9 float32, ours to torch: device 0.04 to 0.44 ms, 11x; eager 0.05 to 0.5 ms, 10x" in summary
     assert (tmp_path / "out" / "gpu-test.log").read_text().strip() == printed.strip()
 
 
@@ -110,6 +114,13 @@ def test_nothing_is_timed_that_is_not_right(trouble, says, last, machine, tmp_pa
     assert says in printed
     assert steps(calls)[-1] == last
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["gpu-test.log"]
+
+
+def test_kernels_that_cannot_run_end_it_before_the_tests(machine):
+    status, printed, calls = machine(KERNELS_STATUS="1")
+    assert status != 0
+    assert "kernels: FAILED with status 1" in printed
+    assert steps(calls) == ["pip install", "acdc_kernels info"]
 
 
 def test_a_step_that_hangs_is_stopped_within_the_budget(machine):

@@ -44,9 +44,10 @@ def toolkit(tmp_path, monkeypatch):
     return make
 
 
-def torch(cuda=None, cards=()):
+def torch(cuda=None, cards=(), folder="/site-packages"):
     """What setup.py asks of torch."""
     return SimpleNamespace(
+        __file__=f"{folder}/torch/__init__.py",
         __version__=f"2.13.0+{'cu' + cuda.replace('.', '') if cuda else 'cpu'}",
         version=SimpleNamespace(cuda=cuda),
         cuda=SimpleNamespace(
@@ -122,6 +123,10 @@ def test_another_major_version_is_an_error_that_names_both_and_the_ways_out(
         "ACDC_CUDA=0",
     ):
         assert part in text
+    assert "--no-build-isolation" not in text
+    assert "--no-build-isolation takes yours" in refusal(
+        setup_py.choose_cuda, torch(cuda, folder="/tmp/pip-build-env-x1/overlay")
+    )
 
 
 def test_another_minor_version_will_do(setup_py, toolkit):
@@ -148,6 +153,7 @@ def test_an_nvcc_that_will_not_do(version, why, setup_py, toolkit):
     [
         ("8.0;9.0a;10.0+PTX", ["80-real", "90a-real", "100"]),
         ("8.0, 8.6 9.0+PTX", ["80-real", "86-real", "90"]),
+        ("7.5 8.0 9.0", ["80-real", "90-real"]),  # as images have it, for all of torch's cards
         (" 12.0 ", ["120-real"]),
         ("9.0;9.0", ["90-real"]),
         ("", []),
@@ -165,7 +171,7 @@ def test_the_list_that_every_torch_extension_takes(listed, chosen, setup_py, too
         ("8.0;Hopper", "versions like 8.0, 9.0a or 12.0+PTX, not names; got 'Hopper'"),
         ("All", "got 'All'"),
         ("90", "got '90'"),
-        ("7.5;8.0", "must hold 8.0 or newer, got 7.5"),
+        ("6.0;7.5", "must hold 8.0 or newer, got 6.0, 7.5"),
         ("15.0", "can't compile for compute capability 15.0"),
     ],
 )

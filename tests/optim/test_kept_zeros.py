@@ -8,8 +8,7 @@ from torch import nn
 
 from acdc_kernels import unpack_mask
 from acdc_kernels.ops._update import skips_kept_zeros
-from acdc_kernels.optim import base
-from acdc_kernels.optim.masks import AroundStep
+from acdc_kernels.optim import base, traces
 
 SKIPS = skips_kept_zeros("cpu")
 
@@ -134,11 +133,18 @@ def test_zeros_are_left_alone_from_the_first_step_on_while_nobody_writes(task, c
     with torch.no_grad():
         model[0].weight.add_(1.0)  # it has no mask
     assert step() == masked
-    opt.masks[model[0].weight] = bits(task, model[0].weight)
-    opt.masks[model[0].weight] = bits(task, model[0].weight)
-    assert step() == [True, False, False, False]  # all that was known is forgotten, the new one is known
+    first = model[0].weight
+    opt.masks[first] = bits(task, first)
+    opt.masks[first] = bits(task, first)
+    assert [step() for _ in range(2)] == [[True, False, True, False]] * 2
+    opt.masks[weight(model)] = bits(task, weight(model), 1)  # the second of two that were written together
+    assert [step() for _ in range(2)] == [[True, False, True, False]] * 2
+    assert opt.masks.untouched(weight(model))
+    opt.masks[first].fill_(0)
+    assert step() == masked
+    assert not first.any()
     assert step() == [True, False, True, False]
-    del opt.masks[model[0].weight]
+    del opt.masks[first]
     assert step() == masked
 
 
@@ -153,34 +159,68 @@ def test_a_mask_from_before_there_was_state(task, claims):
     check(task, model, opt)
 
 
+class OnDevice(torch.Tensor):
+    """A found_inf of which nobody here knows whether it makes the kernel skip the step, as one on a GPU."""
+
+    is_cpu = False
+
+
 @pytest.mark.skipif(not SKIPS, reason="no kernel here skips anything")
-def test_a_step_that_a_device_may_have_skipped_vouches_for_nothing_new(task, claims, monkeypatch):
-    """As where found_inf lies on a GPU: nobody here knows whether the step was done."""
+@pytest.mark.parametrize("inf", [0.0, 1.0])
+def test_where_the_device_decides_about_a_step_masks_are_applied_before(task, claims, inf, monkeypatch):
+    model = task.network()
+    opt = task.make(model.parameters())
+    first = model[0].weight
+    opt.masks.update({p: bits(task, p) for p in (first, weight(model))})
+
+    def step():
+        opt.found_inf = torch.tensor(inf).as_subclass(OnDevice)
+        try:
+            return claims(lambda: task.train(model, opt, 1))
+        finally:
+            del opt.found_inf
+
+    masked = [True, False, True, False]
+    assert [step() for _ in range(2)] == [masked] * 2  # of masks from before there was state, too
+    garbage(weight(model))
+    assert step() == masked
+    assert not weight(model)[~unpack_mask(opt.masks[weight(model)], weight(model).shape)].any()
+    assert step() == masked
+    garbage(weight(model))
+    assert step() == masked
+    for _ in range(2):  # somebody writes at every step
+        garbage(weight(model))
+        assert step() == [True, False, False, False]
+    assert step() == [True, False, False, False]
+    monkeypatch.setattr(traces, "MENDED_EVERY", 1)
+    assert step() == masked
+
+
+@pytest.mark.skipif(not SKIPS, reason="no kernel here skips anything")
+def test_what_was_written_uncounted_is_mended_some_time(task, claims, monkeypatch):
+    monkeypatch.setattr(traces, "MENDED_EVERY", 5)
     model = task.network()
     opt = task.make(model.parameters())
     task.train(model, opt, 1)
     opt.masks[weight(model)] = bits(task, weight(model))
-    real = AroundStep.written
+    weight(model).data.fill_(3.0)
+    told = [any(claims(lambda: task.train(model, opt, 1))) for _ in range(10)]
+    assert told == [True, True, True, True, False] * 2
+    check(task, model, opt)
 
-    def step():
-        return claims(lambda: task.train(model, opt, 1))
 
-    class OnDevice:
-        is_cpu = False
-
-    monkeypatch.setattr(AroundStep, "written", lambda around, found_inf: real(around, OnDevice()))
-    first = model[0].weight
-    opt.masks[first] = bits(task, first)
-    opt.masks.update({p: bits(task, p) for p in (first, weight(model))})
-    for _ in range(3):
-        assert step() == [True, False, True, False]
-    garbage(weight(model))
-    for _ in range(3):
-        assert step() == [True, False, False, False]
-        check(task, model, opt)
-    garbage(first)
-    for _ in range(3):
-        assert not any(step())
+@pytest.mark.skipif(not SKIPS, reason="no kernel here skips anything")
+def test_state_that_was_made_in_inference_mode_is_never_left_alone(task, claims):
+    model = task.network()
+    opt = task.make(model.parameters())
+    opt.masks[weight(model)] = bits(task, weight(model))
+    task.train(model, opt, 0)
+    with torch.inference_mode():
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        told = [claims(opt.step) for _ in range(2)]
+    assert not any(map(any, told))
+    check(task, model, opt)
 
 
 def test_copies_know_nothing(task):

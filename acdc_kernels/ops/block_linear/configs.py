@@ -1,13 +1,13 @@
 """How a kernel goes about a product of blocks: what a config says, and which ones suit a product.
 
-Plain arithmetic, no torch and no Triton: a plan can ask for candidates anywhere. Forward and input gradient compute tiles
-of ``samples`` by the side of a block, and walk the kept blocks of a block row (or column) ``depth`` wide a step. The
-weight gradient computes ``depth`` columns of a block row at a time, one block or several that are neighbours among those
-kept, and walks the samples ``samples`` a step.
+Plain arithmetic, no torch and no Triton: a plan can ask for candidates anywhere. Forward and input gradient compute
+tiles of ``samples`` by the side of a block, and walk the kept blocks of a block row (or column) ``depth`` wide a step.
+The weight gradient computes ``depth`` columns of a block row at a time, one block or several that are neighbours among
+those kept, and walks the samples ``samples`` a step.
 
-What decides their speed on a GPU is the traffic from L2 to the multiprocessors: a tile of a by b takes ab / (a + b) flop a
-byte in 16 bits. And a row of few blocks is a short loop, so the time until its first block is there has to be filled by
-another tile on the same multiprocessor (two programs that fit side by side) or kept short (``persistent``).
+What decides their speed on a GPU is the traffic from L2 to the multiprocessors: a tile of a by b does ab / (a + b)
+flop a byte in 16 bits. And a row of few blocks is a short loop, so the time until its first block is there has to be
+filled by another tile on the same multiprocessor (two programs that fit side by side) or kept short (``persistent``).
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Config:
 
     samples, depth: see above.  warps, stages: of a program; tiles that are on their way at a time.
     splits: the weight gradient's sum over samples in this many parts, which are added in order by a second kernel.
-    persistent: as many programs as fit, each of which computes tile after tile (not for the weight gradient).
+    persistent: as many programs as fit, each of which computes tile after tile and fetches for the next one while it
+    writes one (not for the weight gradient).
     descriptors: tiles are fetched by the copy engine (compute capability 9.0 and up), not by the threads.
     """
 
@@ -73,33 +74,32 @@ def sides(product: str, meta: Sequence[int]) -> tuple[int, int]:
 
 def check(config: Config, product: str, meta: Sequence[int], capability: tuple[int, int]) -> None:
     """Raise unless kernels can be made with it; what shared memory holds is left to the compiler."""
-    side = sides(product, meta)[1]
-    whole = config.depth % side == 0 if product == WEIGHT_GRADIENT else side % max(config.depth, 1) == 0
-    for name, right, rule in (
-        ("samples", config.samples in (16, 32, 64, 128, 256), "16, 32, 64, 128 or 256 samples"),
-        ("depth", config.depth in (16, 32, 64, 128, 256) and whole, f"a depth that goes with blocks of {side}"),
-        ("warps", config.warps in (1, 2, 4, 8, 16), "1, 2, 4, 8 or 16 warps"),
-        ("stages", 1 <= config.stages <= 8, "1 to 8 stages"),
-        ("splits", config.splits == 1 or (product == WEIGHT_GRADIENT and config.splits <= 64), f"no splits of {product}"),
-        ("persistent", not (config.persistent and product == WEIGHT_GRADIENT), "programs that end after a tile"),
-        (
-            "descriptors",
-            not config.descriptors
-            or (capability >= (9, 0) and not (product == WEIGHT_GRADIENT and config.depth > side)),
-            f"no descriptors (compute capability {capability[0]}.{capability[1]})"
-            if capability < (9, 0)
-            else "one block a program with descriptors",
-        ),
+    side, of_weight = sides(product, meta)[1], product == WEIGHT_GRADIENT
+    whole = config.depth % side == 0 if of_weight else side % max(config.depth, 1) == 0
+    single = not (of_weight and config.depth > side)
+    version = ".".join(map(str, capability))
+    for right, rule in (
+        (config.samples in (16, 32, 64, 128, 256), "16, 32, 64, 128 or 256 samples"),
+        (config.depth in (16, 32, 64, 128, 256) and whole, f"a depth that goes with blocks of {side}"),
+        (config.warps in (1, 2, 4, 8, 16), "1, 2, 4, 8 or 16 warps"),
+        (1 <= config.stages <= 8, "1 to 8 stages"),
+        (config.splits == 1 or of_weight, f"no splits for the {product}"),
+        (1 <= config.splits <= 64, "1 to 64 splits"),
+        (not (config.persistent and of_weight), f"programs of one tile for the {product}"),
+        (not config.descriptors or capability >= (9, 0), f"no descriptors on compute capability {version}"),
+        (not config.descriptors or single, f"one block a program for the {product} with descriptors"),
     ):
         if not right:
-            raise ValueError(f"config must have {rule} ({name}), got {str(config)!r}")
+            raise ValueError(f"config must have {rule}, got {str(config)!r}")
 
 
 def shared_bytes(config: Config, product: str, dtype: str, meta: Sequence[int]) -> int:
-    """Of one program, at most: tiles on their way, and what the compiler keeps beside them."""
+    """Of one program, at most: tiles on their way, what is written while others are, and what the compiler adds."""
+    side = sides(product, meta)[0]
     wide = config.samples if product != WEIGHT_GRADIENT else config.depth
     deep = config.depth if product != WEIGHT_GRADIENT else config.samples
-    return config.stages * (wide + sides(product, meta)[0]) * deep * BYTES[dtype] + 1024
+    written = wide * side * BYTES[dtype] // 2 if config.persistent else 0
+    return config.stages * (wide + side) * deep * BYTES[dtype] + written + 1024
 
 
 def shared_limit(capability: tuple[int, int]) -> int:
@@ -115,13 +115,11 @@ def resident(config: Config, product: str, dtype: str, meta: Sequence[int], capa
     return max(min(by_memory, _REGISTERS // (registers * threads)), 1)
 
 
-def default(
-    product: str, dtype: object, meta: Sequence[int], n: int, sms: int, capability: tuple[int, int]
-) -> Config:
+def default(product: str, dtype: object, meta: Sequence[int], n: int, sms: int, capability: tuple[int, int]) -> Config:
     """The config that an op goes by where none is named: by shape alone, the same each time.
 
-    product: "forward", "input gradient" or "weight gradient".  dtype: "bfloat16", "float16", "tf32" or "float32" (not on
-    matrix units), or such a dtype of torch.  n: samples.  sms: multiprocessors of the GPU.
+    product: "forward", "input gradient" or "weight gradient".  dtype: "bfloat16", "float16", "tf32" or "float32" (which
+    matrix units don't take), or such a dtype of torch.  n: samples.  sms: multiprocessors of the GPU.
     """
     return candidates(product, dtype, meta, n, sms, capability)[0]
 
@@ -161,6 +159,11 @@ def _fitted(config: Config, product: str, dtype: str, meta: tuple[int, ...], cap
     return config
 
 
+def _asynchronous(capability: tuple[int, int]) -> bool:
+    """Whether matrix units read their factors from shared memory, so that registers hold little beside the sums."""
+    return (9, 0) <= capability < (12, 0)
+
+
 def _warps(sums: int, dtype: str) -> int:
     """So many that a thread holds 128 sums at most; half of that where no matrix unit brings the factors."""
     return 8 if sums > (16384 if BYTES[dtype] == 2 else 4096) else 4
@@ -171,8 +174,9 @@ def _of_samples(
 ) -> Iterator[Config]:
     side, inner = sides(product, meta)
     outers = (meta[0] if product == FORWARD else meta[1]) // side
-    asynchronous = (9, 0) <= capability < (12, 0)  # matrix units that read shared memory: few registers beside the sums
-    largest = {2: 256 if asynchronous or side < 128 else 128, 4: 128 if dtype == "tf32" else 64}[BYTES[dtype]]
+    asynchronous = _asynchronous(capability)
+    hopper = (9, 0) <= capability < (10, 0)
+    largest = {2: 256 if hopper or side < 128 else 128, 4: 128 if dtype == "tf32" else 64}[BYTES[dtype]]
     depth = min(inner, 64 if asynchronous and BYTES[dtype] == 2 else 32)
 
     def tile(samples: int, stages: int = 0, **others: int) -> Config:
@@ -205,9 +209,10 @@ def _of_samples(
             yield tile(fewer, descriptors=True)
     else:
         yield tile(samples)
-        yield tile(samples, warps=8)
+        if capability < (10, 0):
+            yield tile(samples, warps=8)
         yield tile(fewer)
-        yield tile(samples, 4, warps=8, persistent=True)
+        yield tile(samples, 4, warps=8, persistent=True) if hopper else tile(fewer, persistent=True)
         if asynchronous:
             yield tile(samples, descriptors=True)
             yield tile(fewer, descriptors=True)
@@ -217,32 +222,29 @@ def _of_weight(
     product: str, dtype: str, meta: tuple[int, ...], n: int, sms: int, capability: tuple[int, int]
 ) -> Iterator[Config]:
     r, c = meta[3], meta[4]
-    step = 64 if BYTES[dtype] == 2 else 32
+    step = 64 if _asynchronous(capability) and BYTES[dtype] == 2 else 32
 
     def tile(depth: int, stages: int, splits: int = 0, **others: bool) -> Config:
         config = Config(step, depth, _warps(depth * r, dtype), stages, **others)
         return replace(config, splits=splits or _splits(config, dtype, meta, n, sms, capability))
 
-    one = max(c, 64 if BYTES[dtype] == 2 else 32)
-    several = min(max(128, 2 * c if r * c < 16384 else c), 256)
     if BYTES[dtype] == 4:
-        yield tile(one, 3)
-        yield tile(one, 2, 1)
+        yield tile(c, 3)
+        yield tile(c, 2, 1)
         return
+    alone = max(c, 64)
+    several = 256 if r == 32 else 128
     first = tile(several, 3)
     yield first
     yield tile(several, 4)
     yield tile(several, 3, 1 if first.splits > 1 else 2)
-    yield tile(one, 4)
-    if r * 256 <= 32768:
-        yield tile(256, 3)
-    if one == c and (9, 0) <= capability < (12, 0):
+    yield tile(alone, 4) if alone < several else tile(256, 3)
+    yield tile(256 if r == 64 else 128, 3)
+    if alone == c and _asynchronous(capability):
         yield tile(c, 3, descriptors=True)
 
 
-def _splits(
-    config: Config, dtype: str, meta: tuple[int, ...], n: int, sms: int, capability: tuple[int, int]
-) -> int:
+def _splits(config: Config, dtype: str, meta: tuple[int, ...], n: int, sms: int, capability: tuple[int, int]) -> int:
     """As many parts as the estimated time is shortest with: even shares for all multiprocessors against the traffic."""
     rows, _, kept, r, c = meta
     blocks = kept // (r * c)

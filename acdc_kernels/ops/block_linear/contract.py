@@ -1,9 +1,10 @@
 """Schemas, fakes, gradients and FLOP counts of ``block_linear`` and ``block_linear_backward``.
 
-``values`` are the kept blocks ``[blocks, R, C]`` (or flat), or the whole weight ``[rows, cols]`` (2 dimensions), of which
-only kept blocks are read. ``x``, ``values``, ``grad`` and ``bias`` have one dtype; products are summed in float32 at least.
-With ``whole`` the weight gradient is dense, +0.0 where nothing is kept, else it is ``[blocks, R, C]``; it has ``dtype``.
-What isn't needed is ``[0]``. A ``config`` names how a kernel goes about it (``configs``); empty: what suits the shapes.
+``values`` are the kept blocks ``[blocks, R, C]`` (or flat), or the whole weight ``[rows, cols]`` (2 dimensions), of
+which only kept blocks are read. ``x``, ``values``, ``grad`` and ``bias`` have one dtype; products are summed in float32
+at least. With ``whole`` the weight gradient is dense, +0.0 where nothing is kept, else it is ``[blocks, R, C]``; it has
+``dtype``. What isn't needed is ``[0]``. A ``config`` names how a kernel goes about it (``configs``); empty: what suits
+the shapes.
 """
 
 from __future__ import annotations
@@ -46,9 +47,7 @@ def _flops(x: Any, values: Any, index: Any, meta: list[int], *args: Any, **kwarg
     return 2 * math.prod(x[:-1]) * meta[2]
 
 
-def _backward_flops(
-    grad: Any, x: Any, values: Any, index: Any, meta: list[int], *others: Any, **kwargs: Any
-) -> int:
+def _backward_flops(grad: Any, x: Any, values: Any, index: Any, meta: list[int], *others: Any, **kwargs: Any) -> int:
     need_input, need_weight = others[:2]
     return 2 * math.prod(grad[:-1]) * meta[2] * (need_input + need_weight)
 

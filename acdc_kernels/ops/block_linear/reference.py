@@ -24,7 +24,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def blocks_of(weight: Tensor, index: list[Tensor], meta: list[int]) -> Tensor:
-    """``[blocks, R, C]`` of values, however they are given: as blocks, flat, or as the whole weight ``[rows, cols]``."""
+    """``[blocks, R, C]`` of values, given as blocks, flat, or as the whole weight ``[rows, cols]``."""
     rows, cols, _, r, c = meta
     if weight.dim() != 2:
         return weight.reshape(-1, r, c)

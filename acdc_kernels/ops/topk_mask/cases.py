@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -96,8 +96,14 @@ def weights(
     device: torch.device | str = "cpu",
 ) -> list[Tensor]:
     """The weights of one case: the same numbers on every device."""
+    return _weights(SHAPES[shapes], values, dtype, layout, seed, device)
+
+
+def _weights(
+    shapes: Sequence[tuple[int, ...]], values: str, dtype: torch.dtype, layout: str, seed: int, device: object
+) -> list[Tensor]:
     g = torch.Generator().manual_seed(seed)
-    return [LAYOUTS[layout](VALUES[values](shape, g).to(dtype).to(device)) for shape in SHAPES[shapes]]
+    return [LAYOUTS[layout](VALUES[values](shape, g).to(dtype).to(device)) for shape in shapes]
 
 
 def budgets(numel: int) -> list[int]:
@@ -155,5 +161,4 @@ def pattern_weights(
     device: torch.device | str = "cpu",
 ) -> list[Tensor]:
     """The weights of one case of a structured pattern: the same numbers on every device."""
-    g = torch.Generator().manual_seed(seed)
-    return [LAYOUTS[layout](VALUES[values](shape, g).to(dtype).to(device)) for shape in PATTERNS[pattern][shapes]]
+    return _weights(PATTERNS[pattern][shapes], values, dtype, layout, seed, device)

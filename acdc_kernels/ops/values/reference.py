@@ -143,7 +143,7 @@ def scatter_values(values: Tensor, index: list[Tensor], meta: list[int], format:
 def gather_blocks(weight: Tensor, index: list[Tensor], meta: list[int], dtype: torch.dtype) -> Tensor:
     rows, cols, _, r, c = meta
     blocks = weight.reshape(rows // r, r, cols // c, c).transpose(1, 2)
-    return blocks[index[3].long(), index[2].long()].to(dtype)
+    return blocks[index[3].long(), index[2].long()].to(dtype).contiguous()
 
 
 def scatter_blocks(values: Tensor, index: list[Tensor], meta: list[int]) -> Tensor:

@@ -8,15 +8,9 @@
 #ifdef ACDC_CUDA_EMULATED
 #define ACDC_DEVICE_KEY CPU
 #else
+#include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 #define ACDC_DEVICE_KEY CUDA
-// Declared here, for torch's header has it only where USE_CUDA is defined. Where torch is a CPU build nobody defines it: a weak symbol
-// lets the library load and its CPU kernels run.
-extern "C"
-#ifdef ACDC_WEAK_CUDA_SHIMS
-    __attribute__((weak))
-#endif
-    int32_t aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 #endif
 
 namespace acdc {
@@ -31,15 +25,25 @@ struct OnDevice {
 #else
 inline bool on_device(const Tensor& t) { return t.is_cuda(); }
 
+// torch's function for it, of the library that torch has loaded. Not linked to: beside a torch without CUDA there is none, and the library
+// loads there all the same, and its CPU kernels run.
+inline void* current_stream(int32_t device_index) {
+  using Get = int32_t (*)(int32_t, void**);
+  static const auto get = [] {
+    void* torch_cuda = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    return reinterpret_cast<Get>(torch_cuda ? dlsym(torch_cuda, "aoti_torch_get_current_cuda_stream") : nullptr);
+  }();
+  STD_TORCH_CHECK(get != nullptr, "acdc_kernels: this torch has no CUDA, so CUDA kernels can't run: libtorch_cuda.so is not loaded");
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(get(device_index, &stream));
+  return stream;
+}
+
 // While it lives, the current device is that of `t`; and its current stream.
 struct OnDevice {
-  explicit OnDevice(const Tensor& t) : guard(t.get_device_index()) {
-    void* current = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &current));
-    stream = static_cast<cudaStream_t>(current);
-  }
+  explicit OnDevice(const Tensor& t) : guard(t.get_device_index()), stream(static_cast<cudaStream_t>(current_stream(t.get_device_index()))) {}
   torch::stable::accelerator::DeviceGuard guard;
-  cudaStream_t stream = nullptr;
+  cudaStream_t stream;
 };
 #endif
 

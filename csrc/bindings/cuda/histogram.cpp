@@ -1,5 +1,5 @@
 #include "bindings/cuda/device.h"
-#include "topk/histogram.h"
+#include "bindings/histogram_checks.h"
 #include "topk/histogram_cuda.h"
 
 namespace acdc {
@@ -7,21 +7,13 @@ namespace {
 
 Tensor magnitude_histogram(std::vector<Tensor> weights, const Tensor& base, int64_t width, int64_t shift) {
   const char* op = "magnitude_histogram";
-  STD_TORCH_CHECK(!weights.empty(), op, ": weights must have at least one tensor, got an empty list");
-  const DType dtype = dtype_of(weights[0], op);
-  const int64_t rows = base.numel();
+  const DType dtype = check_histogram(weights, base, width, shift, op);
   check_device(base, weights[0], op);
-  STD_TORCH_CHECK(base.scalar_type() == ScalarType::Long && base.is_contiguous() &&
-                      (rows == 1 || rows == static_cast<int64_t>(weights.size())),
-                  op, ": base must be contiguous int64 of one entry, or one a weight");
-  STD_TORCH_CHECK(shift >= 0 && shift <= width && width < 8 * element_bytes(dtype) && width - shift <= kHistogramBits, op,
-                  ": width and shift must fit the dtype's keys, got ", width, " and ", shift);
+  const int64_t rows = base.numel();
   std::vector<CountedLayout> table;
   int64_t chunks = 0;
   for (size_t i = 0; i < weights.size(); ++i) {
     const Tensor& w = weights[i];
-    check_device(w, weights[0], op);
-    STD_TORCH_CHECK(dtype_of(w, op) == dtype, op, ": weights must share one dtype and device");
     if (w.numel() == 0) continue;
     table.push_back({w.const_data_ptr(), rows == 1 ? 0 : static_cast<int64_t>(i), chunks, layout_of(w, op)});
     chunks += (w.numel() + kCountChunk - 1) / kCountChunk;

@@ -47,7 +47,8 @@ dim3 thread_index, block_index, block_size, grid_size;
 namespace {
 
 constexpr size_t kStack = size_t{64} << 10;
-constexpr size_t kSharedBytes = size_t{232448};  // what a block can have on a processor of compute capability 9.0
+constexpr size_t kSharedBytes = size_t{48} << 10;  // what a kernel may declare
+constexpr size_t kArgumentBytes = 32764;
 constexpr uint64_t kCanary = 0xc0ffee5ac71f1ce5ull;
 enum class State : uint8_t { ready, at_block, at_warp, done };
 
@@ -86,6 +87,7 @@ struct Fiber {
   State state;
   dim3 index;
   unsigned mask;
+  Meeting kind;
 };
 
 struct Share {
@@ -108,6 +110,7 @@ struct Machine {
   std::unique_ptr<char[]> arena{new char[kSharedBytes + 16]};
   std::mt19937 random{1};
   unsigned order = 0;
+  const char* mistake = nullptr;  // of the thread that has just run
 
   char* stack(unsigned i) { return stacks.get() + i * kStack; }
   uint64_t* canary(unsigned i) { return reinterpret_cast<uint64_t*>(stack(i)); }
@@ -134,6 +137,13 @@ void park(State state) {
   Context::change(&me.context, &m.scheduler);
 }
 
+// Ends the run, from within a thread: an exception can't leave its stack.
+[[noreturn]] void fail(const char* mistake) {
+  machine().mistake = mistake;
+  park(State::done);
+  std::abort();
+}
+
 // Lets go on the lanes of a warp whose meeting is complete; whether there were any.
 bool release_warp(Machine& m, unsigned base) {
   bool any = false;
@@ -151,6 +161,7 @@ bool release_warp(Machine& m, unsigned base) {
     for (unsigned k = 0; k < 32; ++k) {
       if (!(mask >> k & 1)) continue;
       if (m.fibers[base + k].mask != mask) throw std::runtime_error("emulator: lanes that meet have different masks");
+      if (m.fibers[base + k].kind != m.fibers[base + l].kind) throw std::runtime_error("emulator: lanes meet in different operations");
       m.fibers[base + k].state = State::ready;
       m.given[base + k] = m.brought[base + k];
     }
@@ -183,6 +194,7 @@ void run_threads(Machine& m, std::vector<unsigned>& turn, unsigned first, unsign
     m.current = turn[i];
     thread_index = f.index;
     Context::change(&m.scheduler, &f.context);
+    if (m.mistake) throw std::runtime_error(std::string("emulator: ") + m.mistake);
   }
 }
 
@@ -226,7 +238,7 @@ void run_block(Machine& m) {
 
 }  // namespace
 
-void run(dim3 grid, dim3 block, const std::function<void()>& body) {
+void run(dim3 grid, dim3 block, size_t argument_bytes, const std::function<void()>& body) {
   const IeeeDenormals denormals;  // a GPU knows nothing of torch.set_flush_denormal
   Machine& m = machine();
   const char* order = std::getenv("ACDC_EMULATOR_ORDER");
@@ -243,10 +255,13 @@ void run(dim3 grid, dim3 block, const std::function<void()>& body) {
   m.given.assign(m.threads, 0);
   m.body = &body;
   m.random.seed(m.order);
+  m.mistake = nullptr;
   block_size = block;
   grid_size = grid;
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
   if (blocks == 0) throw std::runtime_error("emulator: a grid must have at least one block");
+  if (grid.x > 0x7fffffffu || grid.y > 0xffffu || grid.z > 0xffffu) throw std::runtime_error("emulator: a grid must be at most 2147483647 x 65535 x 65535");
+  if (argument_bytes > kArgumentBytes) throw std::runtime_error("emulator: arguments must take at most 32764 bytes, got " + std::to_string(argument_bytes));
   std::vector<uint64_t> turn(blocks);
   for (uint64_t i = 0; i < blocks; ++i) turn[i] = m.order == 1 ? blocks - 1 - i : i;
   if (m.order > 1) std::shuffle(turn.begin(), turn.end(), m.random);
@@ -261,7 +276,7 @@ void* shared(const char* file, int line, size_t bytes) {
   for (const Share& s : m.shares)
     if (s.line == line && s.bytes == bytes && std::strcmp(s.file, file) == 0) return m.arena.get() + s.at;
   const size_t at = (m.shared_used + 15) / 16 * 16;
-  if (at + bytes > kSharedBytes) throw std::runtime_error("emulator: a block has more shared memory than any processor");
+  if (at + bytes > kSharedBytes) fail("a kernel declares more than 48 KiB of shared memory");
   m.shares.push_back({file, line, bytes, at});
   m.shared_used = at + bytes;
   return m.arena.get() + at;
@@ -269,13 +284,22 @@ void* shared(const char* file, int line, size_t bytes) {
 
 void meet_block() { park(State::at_block); }
 
-const uint64_t* meet_warp(unsigned mask, uint64_t value) {
+const uint64_t* meet_warp(Meeting kind, unsigned mask, uint64_t value) {
   Machine& m = machine();
   const unsigned me = m.current;
   m.fibers[me].mask = mask;
+  m.fibers[me].kind = kind;
   m.brought[me] = value;
   park(State::at_warp);
   return m.given.data() + (me & ~31u);
+}
+
+uint64_t shuffle(unsigned mask, uint64_t value, unsigned from, unsigned width) {
+  if (width == 0 || width > 32 || (width & (width - 1))) fail("a shuffle's width must be a power of two up to 32");
+  const unsigned source = (lane() & ~(width - 1)) | (from & (width - 1));
+  const uint64_t* v = meet_warp(Meeting::shuffle, mask, value);
+  if (!(mask >> source & 1)) fail("a shuffle reads a lane that isn't in its mask");
+  return v[source];
 }
 
 unsigned lane() { return machine().current & 31; }

@@ -2,7 +2,10 @@
 // ACDC_EMULATOR_ORDER chooses: 0 ascending, 1 descending, any other odd number seeds a shuffle that is drawn anew whenever threads have
 // met, any other even number besides lets one warp after another run as far as the next barrier of the block. A thread runs until it meets
 // others, so what a missing barrier lets through depends on the order. Shared memory is poisoned before each block.
-// Kernels that wait for another block never end here, and threads of a block that wait at different barriers are an error.
+// Kernels that wait for another block never end here. Errors: threads of a block that wait at different barriers, lanes that meet in
+// different operations or under different masks, a shuffle from a lane that isn't in the mask, grids and arguments that no GPU takes.
+// Not seen here, for threads run one at a time and blocks one after another: a plain change where an atomic one is needed, a missing
+// fence, caches. Global memory out of bounds is seen where tests put guards around it.
 #pragma once
 #include <cmath>
 #include <cstddef>
@@ -29,15 +32,22 @@ namespace acdc::emulator {
 
 extern dim3 thread_index, block_index, block_size, grid_size;
 
-// Runs `body` as every thread of every block.
-void run(dim3 grid, dim3 block, const std::function<void()>& body);
+// Runs `body` as every thread of every block; the kernel's arguments take `argument_bytes`.
+void run(dim3 grid, dim3 block, size_t argument_bytes, const std::function<void()>& body);
 // Block-shared memory, the same for all threads that name the same place of the source.
 void* shared(const char* file, int line, size_t bytes);
 void meet_block();
+enum class Meeting : uint8_t { barrier, shuffle, vote, match, sum, join };
 // Meets the lanes of `mask`, and returns what each of them brought.
-const uint64_t* meet_warp(unsigned mask, uint64_t value);
+const uint64_t* meet_warp(Meeting kind, unsigned mask, uint64_t value);
+// What lane `from` of `mask` brings; `from` counts within groups of `width` lanes.
+uint64_t shuffle(unsigned mask, uint64_t value, unsigned from, unsigned width);
 unsigned lane();
 
+template <class... Args>
+constexpr size_t bytes_of(const Args&...) {
+  return (size_t{0} + ... + sizeof(Args));
+}
 template <class T>
 uint64_t to_bits(T v) {
   static_assert(sizeof(T) <= 8, "at most 8 bytes");
@@ -59,11 +69,15 @@ T from_bits(uint64_t bits) {
 #define blockDim (acdc::emulator::block_size)
 #define gridDim (acdc::emulator::grid_size)
 #define ACDC_LAUNCH(kernel, grid, block, stream, ...) \
-  ((void)(stream), acdc::emulator::run((grid), (block), [&] { kernel(__VA_ARGS__); }), cudaSuccess)
+  ((void)(stream), acdc::emulator::run((grid), (block), acdc::emulator::bytes_of(__VA_ARGS__), [&] { kernel(__VA_ARGS__); }), cudaSuccess)
 #define ACDC_SHARED(Type, name) auto& name = *static_cast<Type*>(acdc::emulator::shared(__FILE__, __LINE__, sizeof(Type)))
 
+#ifndef ACDC_EMULATED_THREADS
+#define ACDC_EMULATED_THREADS 64
+#endif
+
 namespace acdc {
-constexpr unsigned block_threads(unsigned n) { return n < 64 ? n : 64; }
+constexpr unsigned block_threads(unsigned n) { return n < ACDC_EMULATED_THREADS ? n : ACDC_EMULATED_THREADS; }
 inline int multiprocessors() { return 2; }
 }  // namespace acdc
 
@@ -74,14 +88,13 @@ inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_
 inline const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "invalid value"; }
 
 inline void __syncthreads() { acdc::emulator::meet_block(); }
-inline void __syncwarp(unsigned mask = ~0u) { acdc::emulator::meet_warp(mask, 0); }
+inline void __syncwarp(unsigned mask = ~0u) { acdc::emulator::meet_warp(acdc::emulator::Meeting::barrier, mask, 0); }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 
 template <class T>
 T __shfl_sync(unsigned mask, T v, int from, int width = 32) {
-  const unsigned l = acdc::emulator::lane(), w = static_cast<unsigned>(width);
-  return acdc::emulator::from_bits<T>(acdc::emulator::meet_warp(mask, acdc::emulator::to_bits(v))[(l & ~(w - 1)) | (static_cast<unsigned>(from) & (w - 1))]);
+  return acdc::emulator::from_bits<T>(acdc::emulator::shuffle(mask, acdc::emulator::to_bits(v), static_cast<unsigned>(from), static_cast<unsigned>(width)));
 }
 template <class T>
 T __shfl_xor_sync(unsigned mask, T v, int lanes, int width = 32) {
@@ -98,7 +111,7 @@ T __shfl_up_sync(unsigned mask, T v, unsigned by, int width = 32) {
   return __shfl_sync(mask, v, static_cast<int>(in >= by ? in - by : in), width);
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
-  const uint64_t* v = acdc::emulator::meet_warp(mask, predicate != 0);
+  const uint64_t* v = acdc::emulator::meet_warp(acdc::emulator::Meeting::vote, mask, predicate != 0);
   unsigned bits = 0;
   for (unsigned l = 0; l < 32; ++l)
     if (mask >> l & 1) bits |= static_cast<unsigned>(v[l]) << l;
@@ -109,20 +122,20 @@ inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask,
 template <class T>
 unsigned __match_any_sync(unsigned mask, T value) {
   const uint64_t mine = acdc::emulator::to_bits(value);
-  const uint64_t* v = acdc::emulator::meet_warp(mask, mine);
+  const uint64_t* v = acdc::emulator::meet_warp(acdc::emulator::Meeting::match, mask, mine);
   unsigned bits = 0;
   for (unsigned l = 0; l < 32; ++l) bits |= static_cast<unsigned>((mask >> l & 1) && v[l] == mine) << l;
   return bits;
 }
 inline unsigned __reduce_add_sync(unsigned mask, unsigned value) {
-  const uint64_t* v = acdc::emulator::meet_warp(mask, value);
+  const uint64_t* v = acdc::emulator::meet_warp(acdc::emulator::Meeting::sum, mask, value);
   unsigned sum = 0;
   for (unsigned l = 0; l < 32; ++l)
     if (mask >> l & 1) sum += static_cast<unsigned>(v[l]);
   return sum;
 }
 inline unsigned __reduce_or_sync(unsigned mask, unsigned value) {
-  const uint64_t* v = acdc::emulator::meet_warp(mask, value);
+  const uint64_t* v = acdc::emulator::meet_warp(acdc::emulator::Meeting::join, mask, value);
   unsigned bits = 0;
   for (unsigned l = 0; l < 32; ++l)
     if (mask >> l & 1) bits |= static_cast<unsigned>(v[l]);

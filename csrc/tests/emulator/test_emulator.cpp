@@ -115,6 +115,22 @@ __global__ void others_ended() {
   if (threadIdx.x & 1) return;
   __syncwarp();
 }
+__global__ void in_two_ways() {
+  if (threadIdx.x == 3) (void)__ballot_sync(kAllLanes, 1);
+  else (void)__shfl_sync(kAllLanes, 1, 0);
+}
+__global__ void from_outside() {
+  if (threadIdx.x < 8) (void)__shfl_down_sync(0xffu, 1, 1);
+}
+struct Large {
+  char bytes[40000];
+};
+__global__ void takes_much(ACDC_CONSTANT(Large) much) { (void)much; }
+__global__ void shares_much() {
+  ACDC_SHARED(Large, a);
+  ACDC_SHARED(Large, b);
+  (void)a, (void)b;
+}
 __global__ void who_wrote_it(unsigned* out) {
   ACDC_SHARED(unsigned, never_written);
   out[threadIdx.x] = never_written;
@@ -135,6 +151,8 @@ void mistakes_are_errors() {
     in_order(order);
     CHECK(error_of([] { ACDC_LAUNCH(half_waits, 1, 64, nullptr); }).find("different masks") != std::string::npos);
     CHECK(error_of([] { ACDC_LAUNCH(others_ended, 1, 32, nullptr); }).find("lanes that have ended") != std::string::npos);
+    CHECK(error_of([] { ACDC_LAUNCH(in_two_ways, 1, 32, nullptr); }).find("different operations") != std::string::npos);
+    CHECK(error_of([] { ACDC_LAUNCH(from_outside, 1, 32, nullptr); }).find("isn't in its mask") != std::string::npos);
     std::vector<unsigned> out(32);
     ACDC_LAUNCH(who_wrote_it, 2, 32, nullptr, out.data());
     CHECK(out == std::vector<unsigned>(32, 0xa5a5a5a5u));
@@ -143,6 +161,9 @@ void mistakes_are_errors() {
     CHECK(seen == 320 * 319 / 2);
   }
   CHECK(error_of([] { ACDC_LAUNCH(half_waits, 1, 48, nullptr); }).find("multiple of 32") != std::string::npos);
+  CHECK(error_of([] { ACDC_LAUNCH(shares_much, 1, 32, nullptr); }).find("48 KiB of shared memory") != std::string::npos);
+  CHECK(error_of([] { ACDC_LAUNCH(takes_much, 1, 32, nullptr, Large{}); }).find("at most 32764 bytes") != std::string::npos);
+  CHECK(error_of([] { ACDC_LAUNCH(others_ended, dim3(1, 65536), 32, nullptr); }).find("65535") != std::string::npos);
 }
 
 __global__ void set_one(uint8_t* mask, int64_t at, uint32_t bits) { set_bits(mask, at + threadIdx.x, bits << threadIdx.x % 2); }
