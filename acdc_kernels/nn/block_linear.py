@@ -19,6 +19,7 @@ from ..formats.blocks import block_sides
 from ..formats.bundles import LARGEST_KEPT
 from ..formats.topology import Topology
 from ..ops._gradients import asked_for, below_autograd, once
+from ..ops._machine import machine
 from ..ops._registry import has_kernel, why_no_triton
 from ..ops.block_linear import configs
 from ..ops.block_linear.contract import block_linear_op
@@ -99,16 +100,19 @@ class BlockProduct(RunningProduct):
     def missing(fp16: bool, pattern: str = "block:32x32", device_type: str = "cuda") -> str | None:
         if fp16:
             return f"no half-precision kernels for pattern {pattern!r}"
-        if has_kernel(block_linear_op, device_type):
-            return None
-        if device_type == "cuda":
-            return f"no Triton kernels: {why_no_triton() or 'they were not registered'}"
-        return f"no sparse kernels on {device_type} for pattern {pattern!r}"
+        if not has_kernel(block_linear_op, device_type):
+            if device_type == "cuda":
+                return f"no Triton kernels: {why_no_triton() or 'they were not registered'}"
+            return f"no sparse kernels on {device_type} for pattern {pattern!r}"
+        if device_type == "cuda" and torch.cuda.is_available():
+            major, minor = torch.cuda.get_device_capability()
+            return None if major >= 8 else f"Triton kernels need compute capability 8.0, got {major}.{minor}"
+        return None
 
     def unknown(self, product: str, kernel: str, pattern: str) -> str | None:
         if kernel == SPARSE:
             return None
-        capability = torch.cuda.get_device_capability(self.weight.device) if self.weight.is_cuda else (9, 0)
+        _, capability = machine(self.weight.device)
         meta = (*self.weight.shape, 0, *block_sides(pattern))
         try:
             configs.check(configs.parse(config_of(kernel)), product, meta, capability)

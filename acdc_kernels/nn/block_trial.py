@@ -13,6 +13,7 @@ from torch.nn.functional import linear
 
 from ..formats.topology import Topology
 from ..ops._gradients import below_autograd
+from ..ops._machine import arithmetic, machine
 from ..ops.block_linear import configs
 from ..ops.block_linear.contract import block_linear_backward_op, block_linear_op
 from .block_passes import blocks_for
@@ -62,8 +63,7 @@ class BlockTrial:
     @property
     def arithmetic(self) -> str:
         """The dtype's name; "tf32" for float32 where matrix units compute it."""
-        tf32 = self._weight.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32"
-        return "tf32" if self.dtype is torch.float32 and tf32 else _name(self.dtype)
+        return arithmetic(self.dtype) if self._weight.is_cuda else _name(self.dtype)
 
     @property
     def key(self) -> str:
@@ -91,9 +91,9 @@ class BlockTrial:
     def kernels(self, product: str) -> tuple[str, ...]:
         if not self._weight.is_cuda:
             return DENSE, SPARSE
-        properties = torch.cuda.get_device_properties(self._weight.device)
-        where = properties.multi_processor_count, (properties.major, properties.minor)
-        _, *others = configs.candidates(product, self.arithmetic, self.meta, self.samples, *where)  # the first: default
+        sms, capability = machine(self._weight.device)
+        found = configs.candidates(product, self.arithmetic, self.meta, self.samples, sms, capability)
+        _, *others = found  # the first is the default
         return DENSE, SPARSE, *(named(str(config)) for config in others)
 
     def work(self, product: str, kernel: str) -> Work:

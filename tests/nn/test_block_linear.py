@@ -382,6 +382,23 @@ def test_what_is_missing():
         assert why == f"no Triton kernels: torch {torch.__version__} is built without CUDA"
 
 
+def test_on_a_gpu_every_way_to_go_about_it_is_a_candidate(monkeypatch):
+    product = make()[0].product
+    topology = product.topology
+    trial = product.trial(
+        nn.Linear(COLS, ROWS), PATTERN, topology.bits, Observation(4096, True), lambda: topology, False
+    )
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
+    for name in PRODUCTS:
+        dense, default, *others = trial.kernels(name)
+        assert (dense, default) == (DENSE, SPARSE)
+        assert 1 <= len(others) <= 5
+        for kernel in others:
+            assert is_kernel(kernel)
+            assert product.unknown(name, kernel, PATTERN) is None
+            assert trial.work(name, kernel).cached > 0
+
+
 def test_configs_of_elsewhere():
     product = make()[0].product
     assert product.unknown(FORWARD, SPARSE, PATTERN) is None
