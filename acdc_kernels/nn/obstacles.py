@@ -20,8 +20,7 @@ __all__ = ["dtype_for", "dtype_in_graph", "obstacle", "obstacle_in_graph", "with
 def obstacle_in_graph(x: Tensor) -> bool:
     """While a graph is traced: whether it must have the layer's own product, for any number of samples."""
     return (
-        torch.compiler.is_exporting()
-        or x.device.type != "cpu"
+        x.device.type != "cpu"
         or x.dtype != torch.float32
         or torch.is_autocast_enabled("cpu")
         or _transformed()
@@ -29,7 +28,9 @@ def obstacle_in_graph(x: Tensor) -> bool:
 
 
 def _transformed() -> bool:
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    """Called while a graph is traced, not traced itself: in the graph torch 2.11 takes all compiling for exporting."""
+    exporting = torch.compiler.is_exporting()
+    return exporting or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 # What torch.compiler.assume_constant_result does, which would import the compiler: half a second, for everybody.
@@ -68,7 +69,7 @@ def dtype_for(x: Tensor, weight: Tensor) -> torch.dtype | str:
 def dtype_in_graph(x: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype | None:
     """While a graph is traced: what the product is computed in, or None if it must be the layer's own, for any x."""
     others = (weight,) if bias is None else (weight, bias)
-    if torch.compiler.is_exporting() or _transformed() or any(t.device != x.device for t in others):
+    if _transformed() or any(t.device != x.device for t in others):
         return None
     if any(t.dtype not in _DTYPES for t in (x, *others)):
         return None

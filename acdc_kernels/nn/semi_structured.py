@@ -77,6 +77,8 @@ class SemiStructuredProduct(BlockProduct):
             return f"no sparse kernels on {device_type} for pattern {pattern!r}"
         if not torch.backends.cusparselt.is_available():
             return "this torch has no 2:4 kernels (cuSPARSELt)"
+        if not torch.cuda.is_available():
+            return "torch finds no CUDA device"
         major, minor = torch.cuda.get_device_capability()
         return None if major >= 8 else f"2:4 kernels need compute capability 8.0, got {major}.{minor}"
 
