@@ -22,10 +22,10 @@ class Timer:
     """Wall-clock seconds of calls, and whether anything else was given the processor meanwhile.
 
     Attributes:
-        compiling: seconds that ``prepare`` compiled in.
+        compiling: seconds that ``prepare`` compiled in. overhead: about the seconds that a run takes beside its call.
     """
 
-    compiling = 0.0
+    compiling = overhead = 0.0
 
     def now(self) -> float:
         """Seconds, of which those that ``prepare`` compiled in are not counted."""
@@ -83,6 +83,8 @@ class CudaTimer(Timer):
     events behind a sleep, in which the host enqueues the whole call; before that the L2 cache is swept, by reading
     other memory, for between two uses of a layer's weight a training step moves more than the cache holds.
     """
+
+    overhead = 3e-4
 
     def __init__(self, device: torch.device, gpu: Gpu | None = None) -> None:
         self._device, self._gpu = device, gpu

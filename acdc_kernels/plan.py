@@ -198,14 +198,15 @@ class Planner:
         else:
             measured = self._measured(trial, open_, estimates, share, remaining)
             if measured.times(next(iter(open_)), DENSE) is not None:
-                return {**choices, **self._from_times(trial, open_, estimates, previous, measured)}
+                return {**choices, **self._from_times(trial, measured.open, estimates, previous, measured)}
             why = f"{measured.why_not('no round')}: the cost model"
         for product, kernels in open_.items():
             choices[product] = self._from_model(estimates[product], kernels, why)
         return choices
 
     def _from_model(self, estimates: Mapping[str, float], kernels: Sequence[str], why: str) -> Choice:
-        times = {kernel: estimates[kernel] for kernel in kernels}
+        plain = [kernel for kernel in kernels if kernel in KINDS]  # among ways to go about it the model can't choose
+        times = {kernel: estimates[kernel] for kernel in (plain if len(plain) > 1 else kernels)}
         best = min(times, key=times.__getitem__)
         return Choice(best if times[best] <= MODEL_MARGIN * times[DENSE] else DENSE, f"{why} expects {_against(times)}")
 
@@ -247,12 +248,21 @@ class Planner:
         remaining: float,
     ) -> _Measured:
         key = f"{trial.key} | {machine_key() if self._gpu is None else gpu_key(self._gpu)}"
-        # Two runs of each kernel, and two of the whole layer in both ways.
-        least = 2 * sum(estimates[product][kernel] for product, kernels in open_.items() for kernel in kernels)
-        least += 2 * (self.dense_step(trial) + self._hoped_step(trial))
-        allowance = max(share, least) if least <= remaining else 0.0
         memory = self._memory if self._memory.fits(remaining) else Memory(None)
+        least = self._least(trial, open_, estimates)
+        if least > remaining and not memory.get(key):  # fewer kernels may fit
+            open_ = {product: [kernel for kernel in kernels if kernel in KINDS] for product, kernels in open_.items()}
+            least = self._least(trial, open_, estimates)
+        allowance = max(share, least) if least <= remaining else 0.0
         return _Measured(trial, open_, self._timer, memory, key, self._timer.now(), allowance)
+
+    def _least(
+        self, trial: Trial, open_: Mapping[str, Sequence[str]], estimates: Mapping[str, Mapping[str, float]]
+    ) -> float:
+        """Seconds for two runs of each kernel, and two of the whole layer in both ways."""
+        runs = [estimates[product][kernel] for product, kernels in open_.items() for kernel in kernels]
+        runs += [self.dense_step(trial), self._hoped_step(trial)]
+        return 2 * (sum(runs) + self._timer.overhead * len(runs))
 
 
 class _Measured:
@@ -268,7 +278,7 @@ class _Measured:
         start: float,
         allowance: float,
     ) -> None:
-        self._trial, self._open, self._timer, self._memory = trial, open_, timer, memory
+        self._trial, self.open, self._timer, self._memory = trial, open_, timer, memory
         self._key, self._start, self._allowance = key, start, allowance
         self._groups = memory.get(key)
         self._interrupted, self._no_memory = 0, False
@@ -284,17 +294,17 @@ class _Measured:
     def times(self, product: str, forward: str) -> dict[str, float] | None:
         """Kernel -> seconds of one product, beside a forward by kernel ``forward``."""
         if product == FORWARD:
-            group, until, alike = FORWARD, 0.35, {FORWARD: self._open[FORWARD]}
+            group, until, alike = FORWARD, 0.35, {FORWARD: self.open[FORWARD]}
         else:
             group, until = f"backward of a {DENSE if forward == DENSE else SPARSE} forward", 0.7
-            alike = {p: kernels for p, kernels in self._open.items() if p != FORWARD}
+            alike = {p: kernels for p, kernels in self.open.items() if p != FORWARD}
         wanted = {f"{p}: {kernel}": (p, kernel) for p, kernels in alike.items() for kernel in kernels}
         times = self._group(
             group, until, {name: lambda p=p, k=k: self._trial.run(p, k, forward) for name, (p, k) in wanted.items()}
         )
         if times is None:
             return None
-        return {kernel: times[f"{product}: {kernel}"] for kernel in self._open[product]}
+        return {kernel: times[f"{product}: {kernel}"] for kernel in self.open[product]}
 
     def whole(self, chosen: Mapping[str, str]) -> dict[str, float] | None:
         """Seconds of the layer's forward and backward: "planned" and "dense"."""

@@ -88,12 +88,15 @@ class BlockTrial:
     def _cast(self) -> bool:
         return self.dtype is not self._weight.dtype
 
+    def _candidates(self, product: str) -> tuple[configs.Config, ...]:
+        """Ways to go about it on the weight's GPU, the default first."""
+        sms, capability = machine(self._weight.device)
+        return configs.candidates(product, self.arithmetic, self.meta, self.samples, sms, capability)
+
     def kernels(self, product: str) -> tuple[str, ...]:
         if not self._weight.is_cuda:
             return DENSE, SPARSE
-        sms, capability = machine(self._weight.device)
-        found = configs.candidates(product, self.arithmetic, self.meta, self.samples, sms, capability)
-        _, *others = found  # the first is the default
+        _, *others = self._candidates(product)
         return DENSE, SPARSE, *(named(str(config)) for config in others)
 
     def work(self, product: str, kernel: str) -> Work:
@@ -103,15 +106,14 @@ class BlockTrial:
         if kernel == DENSE:
             moved += weights * (size if product == FORWARD or not self._cast else size + cast)
             return Work(f"dense {self.arithmetic}", 2 * n * weights, moved + weights * cast * (product == FORWARD))
-        side, wide = configs.sides(product, self.meta)[0], 128
+        side = configs.sides(product, self.meta)[0]
+        config = configs.parse(config_of(kernel)) if config_of(kernel) else self._candidates(product)[0]
         if product == WEIGHT_GRADIENT:
-            wide = max(self.meta[4], 64)
+            wide = config.depth
             moved += self._weight.itemsize * (weights + self.kept)
         else:
+            wide = config.samples
             moved += self.kept * (size + cast)
-        if config_of(kernel):
-            config = configs.parse(config_of(kernel))
-            wide = config.depth if product == WEIGHT_GRADIENT else config.samples
         flops = 2 * n * self.kept
         return Work(f"blocks {self.arithmetic}", flops, moved, flops * size * (side + wide) / (2 * side * wide))
 

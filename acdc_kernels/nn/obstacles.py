@@ -19,12 +19,7 @@ __all__ = ["dtype_for", "dtype_in_graph", "obstacle", "obstacle_in_graph", "with
 
 def obstacle_in_graph(x: Tensor) -> bool:
     """While a graph is traced: whether it must have the layer's own product, for any number of samples."""
-    return (
-        x.device.type != "cpu"
-        or x.dtype != torch.float32
-        or torch.is_autocast_enabled("cpu")
-        or _transformed()
-    )
+    return x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or _transformed()
 
 
 def _transformed() -> bool:

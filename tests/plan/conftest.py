@@ -14,6 +14,8 @@ from acdc_kernels.plan import CostModel, Memory, Planner
 class FakeTimer:
     """A call takes what it returns; every ``disturbed``-th one is interrupted."""
 
+    overhead = 0.0
+
     def __init__(self, disturbed: int = 0) -> None:
         self.clock, self.calls, self.disturbed = 100.0, 0, disturbed
         self.compiling, self.compiles = 0.0, 0.0  # seconds in all, and of each kernel when it is first prepared

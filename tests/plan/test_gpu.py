@@ -23,7 +23,7 @@ from acdc_kernels.nn.product import (
     Observation,
     named,
 )
-from acdc_kernels.plan import COMPILING, Planner, PlanRow
+from acdc_kernels.plan import COMPILING, Memory, Planner, PlanRow
 
 H200 = {"capability": (9, 0), "sms": 132, "clock": 1.98e9, "memory": 4.9e12}
 
@@ -141,6 +141,33 @@ def test_compiling_is_bounded(fakes):
     planner = fakes.planner(timer)
     assert planner.compiling == timer.compiling
     assert planner.kernels(trials["a"], FORWARD) == (DENSE, SPARSE)
+
+
+def test_a_small_budget_is_not_spread_over_configs(fakes, tmp_path):
+    memory = Memory(tmp_path / "plans.json")
+    trial = varied(fakes, (1.0, 1.0, 1.0))
+    trial.times[FORWARD].update({named(f"way {i}"): 1.0 for i in range(40)})
+    timer = fakes.timer()
+    choices = fakes.planner(timer, memory).plan({"it": trial}, {}, 0.12)["it"]
+    assert choices[FORWARD].times == pytest.approx({DENSE: 4e-3, SPARSE: 1e-3})
+    choices = fakes.planner(timer, memory).plan({"it": trial}, {}, 10.0)["it"]
+    assert len(choices[FORWARD].times) == 44
+    choices = fakes.planner(timer, memory).plan({"it": trial}, {}, 0.12)["it"]
+    assert len(choices[FORWARD].times) == 44  # remembered
+
+
+def test_the_model_does_not_choose_among_configs(fakes):
+    choices = fakes.plan(varied(fakes), budget=0.001)
+    assert choices[FORWARD].kernel == SPARSE
+    assert choices[FORWARD].reason.endswith("the cost model expects sparse 1 ms against 4 ms dense")
+
+
+def test_what_a_run_takes_beside_its_call_counts(fakes):
+    timer = fakes.timer()
+    timer.overhead = 0.01
+    assert "no round of timing fits" in fakes.plan(fakes.layer(1, 1, 1), timer=timer, budget=0.2)[FORWARD].reason
+    timer.overhead = 0.0
+    assert "measured" in fakes.plan(fakes.layer(1, 1, 1), timer=timer, budget=0.2)[FORWARD].reason
 
 
 def test_a_gpu_without_memory_for_timing_goes_by_the_model(fakes):
