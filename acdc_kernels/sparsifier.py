@@ -102,13 +102,16 @@ class Sparsifier:
     weight gradient apart: dense and sparse kernels are timed on the shapes of most calls in the last eight dense steps
     and in the first step, within 1% of the phase, and a sparse one is used only if it is clearly faster; ``plan()``
     tells which, and why. Times are remembered in ``$ACDC_PLAN_CACHE`` (a folder; "0": not at all; by default
-    ``~/.cache/acdc-kernels``), where there is time to read and to write the file. Sparse kernels are for
-    ``nn.Linear`` in float32 on CPUs, with patterns ``"unstructured"`` and ``"block:4x1"``. They give the gradients of
-    masked weights as +0.0, where dense products compute them; a norm of all gradients notices. The plan is part of
-    the state: inside a phase it is restored and never timed again; between phases, bits depend on what is measured,
-    unless ``kernels`` is ``"model"``, ``"sparse"`` or ``"dense"`` or torch's deterministic algorithms are on, which let
-    the cost model decide. In eager mode and compiled models alike; double backward needs ``"dense"``. Don't write to
-    masked weights through ``.data`` in a compressed phase: nothing can notice that.
+    ``~/.cache/acdc-kernels``), where there is time to read and to write the file. Sparse kernels are for ``nn.Linear``:
+    in float32 on CPUs, with patterns ``"unstructured"`` and ``"block:4x1"``; on a GPU in float32 (TF32 as torch's
+    setting says), bfloat16 and float16, under autocast too, with ``"block:RxC"``, R and C of 32, 64 or 128, each
+    product in the fastest of several ways to go about it; and forwards with ``"2:4"`` and ``"2:4-transposable"`` in
+    bfloat16 and float16. What compiles for the plan there is no part of the 1% (``compiling_seconds``). Sparse kernels
+    give the gradients of masked weights as +0.0, where dense products compute them; a norm of all gradients notices.
+    The plan is part of the state: inside a phase it is restored and never timed again; between phases, bits depend on
+    what is measured, unless ``kernels`` is ``"model"``, ``"sparse"`` or ``"dense"`` or torch's deterministic algorithms
+    are on, which let the cost model decide. In eager mode and compiled models alike; double backward needs ``"dense"``.
+    Don't write to masked weights through ``.data`` in a compressed phase: nothing can notice that.
 
     The constructor applies the phase of step 0. To resume, make model, optimizer and sparsifier as at the start, then
     load the state of each, in any order.
@@ -282,6 +285,14 @@ class Sparsifier:
         Not part of the state, which two runs of the same bits have in common.
         """
         return self._products.seconds
+
+    @property
+    def compiling_seconds(self) -> float:
+        """Spent by this object on compiling the kernels that a plan times on a GPU: beside ``planning_seconds``.
+
+        At most about a minute a plan; compiled kernels are kept by Triton, on disk too.
+        """
+        return self._products.compiling
 
     def dense_twin(self) -> nn.Module:
         """A plain copy of the model with the parameters and buffers of the end of the most recent dense phase.

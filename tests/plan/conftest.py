@@ -14,11 +14,17 @@ from acdc_kernels.plan import CostModel, Memory, Planner
 class FakeTimer:
     """A call takes what it returns; every ``disturbed``-th one is interrupted."""
 
+    overhead = 0.0
+
     def __init__(self, disturbed: int = 0) -> None:
         self.clock, self.calls, self.disturbed = 100.0, 0, disturbed
+        self.compiling, self.compiles = 0.0, 0.0  # seconds in all, and of each kernel when it is first prepared
 
     def now(self) -> float:
         return self.clock
+
+    def prepare(self, call: Callable[[], float]) -> None:
+        self.compiling += self.compiles
 
     def run(self, call: Callable[[], float]) -> tuple[float, bool]:
         self.calls += 1
