@@ -20,6 +20,7 @@ from .. import _native
 NAMESPACE = "acdc_kernels"
 
 _triton_kernels: dict[torch._ops.OpOverload, tuple[str, str]] = {}  # op -> its room, and a function of triton.py there
+_on_triton: set[str] = set()  # names of the ops whose Triton kernel is registered
 
 
 def _device_type(args: Sequence[Any]) -> str:
@@ -91,6 +92,12 @@ def register_triton() -> None:
     for op, (room, name) in _triton_kernels.items():
         if not has_kernel(op, "cuda"):
             _library.impl(op._schema.name, _later(room, name), "CUDA")
+            _on_triton.add(op._schema.name)
+
+
+def on_triton(op_name: str) -> bool:
+    """Whether a Triton kernel runs for ``acdc_kernels::...`` on a GPU."""
+    return op_name in _on_triton
 
 
 def _later(room: str, name: str) -> Callable[..., Any]:
@@ -104,6 +111,6 @@ _library = torch.library.Library(NAMESPACE, "IMPL")
 
 
 def has_kernel(op: torch._ops.OpOverload, device_type: str) -> bool:
-    """Whether a compiled kernel stands beside the reference of ``op`` on this kind of device."""
+    """Whether a kernel stands beside the reference of ``op`` on this kind of device: a compiled one, or in Triton."""
     key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
     return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(op._schema.name, key)

@@ -105,7 +105,12 @@ def masked_positions(bits: Tensor | None, param: Tensor) -> Tensor | None:
 
 
 _skips_kept_zeros = register(
-    "skips_kept_zeros", "(Tensor param) -> bool", lambda param: False, lambda param: False, composed=True
+    "skips_kept_zeros",
+    "(Tensor param) -> bool",
+    lambda param: False,
+    lambda param: False,
+    composed=True,
+    triton=(f"{__package__}.masked_sgd", "skips_kept_zeros"),
 )
 
 

@@ -6,6 +6,7 @@ import torch
 
 from .. import __version__, _native
 from ..nn.sparse_linear import LinearProduct
+from ..ops._registry import on_triton, why_no_triton
 from .machine import machine
 from .tables import text_table
 
@@ -37,7 +38,9 @@ def kernel_rows() -> list[list[str]]:
 
 def _kernel(op: str, device: str) -> str:
     if torch._C._dispatch_has_kernel_for_dispatch_key(op, device):
-        return f"C++ ({_native.cpu_isa()})" if device == "CPU" else "CUDA"
+        if device == "CPU":
+            return f"C++ ({_native.cpu_isa()})"
+        return "Triton" if on_triton(op) else "CUDA"
     return "plain torch (reference)"
 
 
@@ -83,11 +86,16 @@ def _fp16() -> str:
 
 
 def _notes() -> list[str]:
+    notes = []
     if not _native.available():
-        return [f"The C++ kernels cannot run: {_native.why_not()}."]
-    if why := _native.why_no_cuda():
-        return [f"CUDA kernels cannot run: {why}."]
-    return []
+        notes.append(f"The C++ kernels cannot run: {_native.why_not()}.")
+    elif why := _native.why_no_cuda():
+        notes.append(f"CUDA kernels cannot run: {why}.")
+    if why := why_no_triton():
+        notes.append(f"Triton kernels cannot run: {why}.")
+    elif any(kernel == "Triton" for _, _, kernel in kernel_rows()):
+        notes.append("Triton: compiled on the GPU's first use, for ops that have no CUDA kernel in this build.")
+    return notes
 
 
 def _section(title: str, rows: list[tuple[str, str]]) -> str:

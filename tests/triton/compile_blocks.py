@@ -101,7 +101,7 @@ def main(capability, name, which, *blocks):
         layer = [4096, 4096, 4096 * 4096 // 10 // (r * c) * (r * c), r, c]  # what candidates are for
         meta = [512, 512, 4 * r * c, r, c]  # what is compiled: no size is a constant of a kernel
         for product in configs.PRODUCTS:
-            for n, whole in ((8192, True), (32, False)):
+            for n, whole in ((8192, True),) if which == "all" else ((8192, True), (32, False)):
                 found = configs.candidates(product, name, layer, n, SMS, version)
                 for config in found if which == "all" else found[:1]:
                     launched.clear()

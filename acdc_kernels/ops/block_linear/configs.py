@@ -208,11 +208,12 @@ def _of_samples(
             yield tile(samples, 4, persistent=True, descriptors=True)
             yield tile(fewer, descriptors=True)
     else:
+        wide = capability < (10, 0) and side * depth >= 2048  # then each thread of 8 warps fetches 16 bytes of weights
         yield tile(samples)
-        if capability < (10, 0):
+        if wide:
             yield tile(samples, warps=8)
         yield tile(fewer)
-        yield tile(samples, 4, warps=8, persistent=True) if hopper else tile(fewer, persistent=True)
+        yield tile(samples, 4, warps=8, persistent=True) if hopper and wide else tile(fewer, persistent=True)
         if asynchronous:
             yield tile(samples, descriptors=True)
             yield tile(fewer, descriptors=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -19,10 +21,15 @@ def _config(op: str, name: str, text: str, product: str, x: Tensor, meta: list[i
     if not text:
         return default(product, dtype, meta, n, sms, capability)
     try:
-        config = parse(text)
-        check(config, product, meta, capability)
+        return _parsed(text, product, *meta[3:], capability)
     except ValueError as error:
         raise ValueError(f"{op}: {name}: {error}") from None
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(text: str, product: str, r: int, c: int, capability: tuple[int, int]) -> Config:
+    config = parse(text)
+    check(config, product, (0, 0, 0, r, c), capability)
     return config
 
 

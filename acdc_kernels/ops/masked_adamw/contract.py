@@ -21,4 +21,5 @@ masked_adamw_op = register(
     reference.masked_adamw_,
     _fake,
     ("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "steps"),
+    triton=(__package__, "masked_adamw_"),
 )

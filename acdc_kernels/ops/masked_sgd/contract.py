@@ -20,4 +20,5 @@ masked_sgd_op = register(
     reference.masked_sgd_,
     _fake,
     ("params", "momentum_buffers"),
+    triton=(__package__, "masked_sgd_"),
 )
