@@ -71,6 +71,7 @@ class RunningProduct(Product):
         self._favoured: dict[int, bool] = {}
         self._within: tuple[int, int] | None = None  # the version of the weight that is known to keep to its mask
         self._outside: tuple[int, int] | None = None  # the one that is known not to
+        self._fresh = True  # nobody has vouched for the weight since the start
 
     @abstractmethod
     def note_input(self, x: Tensor, input_gradient: bool) -> None:
@@ -89,6 +90,7 @@ class RunningProduct(Product):
         self._favours, self._favoured = favours, {}
         self.generation += 1
         self._within = self._outside = None
+        self._fresh = True
         if self.weight.is_cuda:  # a flip may wait for the device, a step may not
             self._look(version_of(self.weight))
 
@@ -104,7 +106,7 @@ class RunningProduct(Product):
         return self.run is not None and self.run.topology.outlived_mask()
 
     def weight_is_masked(self) -> None:
-        self._within, self._outside = version_of(self.weight), None
+        self._within, self._outside, self._fresh = version_of(self.weight), None, False
 
     def run_for(self, x: Tensor, bias: Tensor | None) -> Run | str | None:
         """What to compute x by, which has nothing that ``obstacle`` names; None or a reason: the dense product."""
@@ -140,14 +142,16 @@ class RunningProduct(Product):
     def _keeps_to_mask(self, version: tuple[int, int]) -> bool:
         """Whether the weight, which somebody has written to, is zero outside of the mask still.
 
-        Of a weight on a GPU, where looking would wait for the device, ``vouch`` and ``weight_is_masked`` alone tell.
+        Of a weight on a GPU, where looking would wait for the device, ``vouch`` and ``weight_is_masked`` alone tell,
+        but for the time until they do at first: a state may be loaded into the model after its plan was.
         """
         if version == self._outside:
             return False
         if self.vouch is not None and self.vouch():
-            self._within = version
+            self._within, self._fresh = version, False
             return True
-        return self.weight.is_cpu and self._look(version)
+        may_look = self.weight.is_cpu or (self._fresh and not torch.cuda.is_current_stream_capturing())
+        return may_look and self._look(version)
 
     def _look(self, version: tuple[int, int]) -> bool:
         weight = self.weight.detach()

@@ -84,6 +84,22 @@ def test_a_weight_that_was_written_to_is_dense_until_the_next_update():
     assert run.kernels() == {SPARSE}
 
 
+@pytest.mark.parametrize(
+    "order", [("model", "optimizer", "sparsifier"), ("sparsifier", "optimizer", "model")], ids=" ".join
+)
+def test_resuming_is_bit_exact(order):
+    run = Run().train(3)
+    states = {name: copy.deepcopy(getattr(run, name).state_dict()) for name in order}
+    other = Run()
+    for name in order:
+        getattr(other, name).load_state_dict(states[name])
+    for one in (run, other):
+        one.train(2)
+        assert one.kernels() == {SPARSE}
+    for p, q in zip(run.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
 def test_gradients_of_pruned_blocks_are_zero_and_in_the_weights_dtype():
     run = Run("autocast").train(1)
     run.loss().backward()

@@ -301,19 +301,34 @@ def test_on_a_gpu_nobody_looks_at_the_weight(calls, monkeypatch):
     layer, mask, _ = make()
     x, product, looks = torch.randn(3, COLS), layer.product, []
     monkeypatch.setattr(BlockProduct, "_look", lambda self, version: looks.append(version) or True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.Tensor, "is_cpu", property(lambda self: False))
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
     product.start(product.topology, ALL_SPARSE, 0, None)
     assert len(looks) == 1
+
+    def write():
+        with torch.no_grad():
+            layer.weight[mask] += 1
+
+    write()  # a state that is loaded after the plan
+    layer(x)
+    assert (calls.forward, len(looks)) == (1, 2)
+    product.weight_is_masked()  # an update
+    layer(x)
+    write()
+    layer(x)
+    assert (calls.forward, product.aside) == (2, WRITTEN)
     product.weight_is_masked()
     layer(x)
-    with torch.no_grad():
-        layer.weight[mask] += 1
+    assert (calls.forward, product.aside) == (3, "")
+    write()
+    product.vouch = lambda: True
     layer(x)
-    assert (calls.forward, product.aside) == (1, WRITTEN)
-    product.weight_is_masked()
+    product.vouch = lambda: False
+    write()
     layer(x)
-    assert (calls.forward, product.aside, len(looks)) == (2, "", 1)
+    assert (calls.forward, product.aside, len(looks)) == (4, WRITTEN, 2)
 
 
 @pytest.mark.parametrize("low", [False, True])
