@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 from .. import __version__, _native
+from ..nn.block_linear import BlockProduct
+from ..nn.semi_structured import SemiStructuredProduct
 from ..nn.sparse_linear import LinearProduct
 from ..ops._registry import on_triton, why_no_triton
 from .machine import machine
@@ -73,8 +75,17 @@ def _sparse_products() -> list[tuple[str, str]]:
     """What `Sparsifier(kernels=...)` can choose from here."""
     why, why_fp16 = LinearProduct.missing(fp16=False), LinearProduct.missing(fp16=True)
     kernels = f"float32 on the CPU, unstructured and block:4x1: C++ ({_native.cpu_isa()})"
+    no_gpu = "" if torch.cuda.is_available() else "torch finds no CUDA device"
+    no_blocks, no_semi = BlockProduct.missing(fp16=False) or no_gpu, SemiStructuredProduct.missing(fp16=False)
+    blocks = "float32, bfloat16 and float16, blocks of 32, 64 or 128: Triton"
+    semi = "forwards in bfloat16 and float16: torch's semi-structured kernels"
     return [
         ("linear", f"dense, with zeros in the weights: {why}" if why else kernels),
+        ("linear, GPU", f"dense, with zeros in the weights: {no_blocks}" if no_blocks else blocks),
+        (
+            "2:4, GPU",
+            f"no: {no_semi}" if no_semi else semi,
+        ),
         ("AVX512-FP16", f"no: {why_fp16}" if why_fp16 else _fp16()),
     ]
 
