@@ -370,7 +370,7 @@ BAD = {
     "a pattern without storage": (
         lambda: acdc.compress(WEIGHT, BITS, "2:4"),
         ValueError,
-        "compress: pattern must be 'unstructured' or 'block:4x1', got '2:4'",
+        "compress: pattern must be 'unstructured', 'block:4x1' or 'block:RxC' with R and C of 32, 64 or 128, got '2:4'",
     ),
     "another topology's pattern": (
         lambda: acdc.compress(WEIGHT, TOPOLOGY, "block:4x1"),

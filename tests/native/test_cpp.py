@@ -19,4 +19,4 @@ def run(*command):
 def test_kernels_without_torch_under_sanitizers(tmp_path):
     run("cmake", "-S", ROOT, "-B", tmp_path, "-DACDC_TESTS=ON", "-DACDC_SANITIZE=address,undefined")
     run("cmake", "--build", tmp_path, "-j", "2")
-    assert "100% tests passed" in run("ctest", "--test-dir", tmp_path, "--output-on-failure")
+    assert "100% tests passed" in run("ctest", "--test-dir", tmp_path, "--output-on-failure", "-j", "2")
