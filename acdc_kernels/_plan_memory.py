@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import torch
 from . import _native
 from ._version import __version__
 
-__all__ = ["Memory", "machine_key"]
+__all__ = ["Memory", "gpu_key", "machine_key"]
 
 
 class Memory:
@@ -125,3 +126,18 @@ def machine_key() -> str:
     """What times depend on, beside the layer."""
     ours = f"threads={torch.get_num_threads()} {_native.cpu_isa()} {__version__}"
     return f"float32 {ours}, torch {torch.__version__}, {_processor()}"
+
+
+@cache
+def gpu_key(device: torch.device) -> str:
+    """The same of layers on a GPU; dtype and TF32 are the layer's."""
+    p = torch.cuda.get_device_properties(device)
+    card = f"{p.name} {p.major}.{p.minor}, {p.multi_processor_count} multiprocessors"
+    return f"{card}, torch {torch.__version__}, triton {_version_of('triton')}, {__version__}"
+
+
+def _version_of(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"

@@ -8,6 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from .nn import product_type
+from .nn.obstacles import without_autocast
 from .nn.product import DENSE, FORWARD, FP16, MASK_CHANGED, PRODUCTS, SPARSE, Calls, Observation, Product, Trial
 from .ops.distributed import from_first, is_sharded, local_part
 from .ops.values import count_bits
@@ -40,7 +42,8 @@ class Products:
     ValueError if ``kernels`` names what no layer here can have.
 
     Attributes:
-        seconds: spent on planning by this process, without the building of indexes.
+        seconds: spent on planning by this process, without the building of indexes and the compiling of kernels.
+        compiling: seconds spent on compiling kernels for planning.
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class Products:
                 alike.setdefault(why, []).append(name)
             why = "; ".join(f"{', '.join(names)}: {why}" for why, names in alike.items()) or "no Linear layer competes"
             raise ValueError(f"Sparsifier: kernels must be 'auto', 'model' or 'dense' here, got {kernels!r}: {why}")
-        self.seconds = 0.0
+        self.seconds = self.compiling = 0.0
         self._rows: list[PlanRow] = []
         self._calls = {name: product.calls for name, product in self._products.items()}
         self._observed: dict[str, Observation] = {}
@@ -180,17 +183,21 @@ class Products:
             return "kernels='dense'"
         if is_sharded(weight):
             return "the weight is sharded"
-        kind = product_type(layer)
+        kind = product_type(layer, self._pattern, weight.device.type)
         if kind is None:
             return f"no sparse kernels for {type(layer)._own.__name__}"
         why = kind.refusal(layer, weight, self._pattern)
         if why is None:
-            why = self._missing(kind, self._kernels == "fp16")
-        return kind(weight) if why is None else why
+            why = self._missing(kind, weight, self._kernels == "fp16")
+        if why is not None:
+            return why
+        product = kind(weight)
+        product.vouch = partial(self._masks.untouched, weight)
+        return product
 
-    def _missing(self, kind: type[Product], fp16: bool) -> str | None:
-        """Why compiled kernels are missing; an explicit request runs on the reference, which warns."""
-        return None if self._kernels == "sparse" else kind.missing(fp16, self._pattern)
+    def _missing(self, kind: type[Product], weight: Tensor, fp16: bool) -> str | None:
+        """Why kernels are missing; an explicit request runs on the reference, which warns."""
+        return None if self._kernels == "sparse" else kind.missing(fp16, self._pattern, weight.device.type)
 
     def _place(self, name: str, product: Product | None) -> None:
         _fill(self._layers[name][0], product)
@@ -236,8 +243,7 @@ class Products:
                 error = failure
         why = "" if error is None else f"{type(error).__name__}: {error}"
         text = json.dumps([why, None if rows is None else [row.to_dict() for row in rows]])
-        device = next((weight.device for _, weight in self._layers.values()), torch.device("cpu"))
-        why, plain = json.loads(from_first(text, self._group, device))
+        why, plain = json.loads(from_first(text, self._group, self._device))
         if error is not None:
             raise error
         if why:
@@ -260,15 +266,23 @@ class Products:
                 bits = self._masks[product.weight]
                 build = self._topologies.builder(product, bits)
                 trials[name] = product.trial(self._layers[name][0], self._pattern, bits, seen, build, self._fp16)
-        planner = Planner(self._measures)
-        dense = median(self._dense_steps) if self._dense_steps else sum(map(planner.dense_step, trials.values()))
+        planner = Planner(self._measures, device=self._device)
+        dense = sum(map(planner.dense_step, trials.values()))
+        if self._dense_steps:  # the clock of a host that runs ahead of its GPU shows too little
+            dense = max(median(self._dense_steps), dense if self._device.type == "cuda" else 0.0)
         expected = dense * planner.hoped(trials.values())
         budget = BUDGET * (phase.last_step + 1 - step) * expected - (time.perf_counter() - start)
-        with torch.autocast("cpu", enabled=False), torch.enable_grad():
+        with without_autocast(self._device.type), torch.enable_grad():
             choices = planner.plan(trials, self._chosen(), budget)
         rows = self._table(choices)
-        self.seconds += time.perf_counter() - start - (self._topologies.seconds - built)
+        self.compiling += planner.compiling
+        self.seconds += time.perf_counter() - start - (self._topologies.seconds - built) - planner.compiling
         return rows
+
+    @property
+    def _device(self) -> torch.device:
+        """Of the competing weights."""
+        return next((weight.device for _, weight in self._layers.values()), torch.device("cpu"))
 
     @property
     def _measures(self) -> bool:
@@ -316,11 +330,22 @@ class Products:
                 continue
             if product is None:
                 self._make_dense(name, self._refusals[name])
-            elif (why := self._missing(type(product), kernels[FORWARD] == FP16)) is not None:
+            elif (why := self._missing(type(product), product.weight, kernels[FORWARD] == FP16)) is not None:
                 self._make_dense(name, why)
-            else:
-                self._run(name, product, kernels)
+            elif set(known := self._known(name, product, kernels)) != {DENSE}:
+                self._run(name, product, dict(zip(kernels, known, strict=True)))
         self._topologies.clear()
+
+    def _known(self, name: str, product: Product, kernels: Mapping[str, str]) -> list[str]:
+        """``kernels``, but dense where a plan of elsewhere names one that there isn't here; its row says so."""
+        known = []
+        for each, kernel in kernels.items():
+            why = product.unknown(each, kernel, self._pattern) if kernel != DENSE else None
+            known.append(DENSE if why else kernel)
+            if why:
+                mine = (name, each)
+                self._rows = [_dense(row, why if (row.layer, row.product) == mine else None) for row in self._rows]
+        return known
 
     def _run(self, name: str, product: Product, kernels: Mapping[str, str]) -> None:
         bits, seen = self._masks[product.weight], self._observed.get(name)
@@ -393,10 +418,10 @@ class _Favours:
         self._make = lambda samples: product.trial(
             layer, pattern, bits, replace(seen, samples=samples), lambda: product.topology, FP16 in kernels.values()
         )
-        self._kernels = kernels
+        self._kernels, self._device = kernels, product.weight.device
 
     def __call__(self, samples: int) -> bool:
-        return Planner(measure=False).favours(self._make(samples), self._kernels)
+        return Planner(measure=False, device=self._device).favours(self._make(samples), self._kernels)
 
 
 def _fill(layer: nn.Module, product: Product | None) -> None:

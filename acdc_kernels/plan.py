@@ -8,8 +8,6 @@ stands for each.
 
 from __future__ import annotations
 
-import resource
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from statistics import median
@@ -17,11 +15,12 @@ from typing import Any
 
 import torch
 
-from . import _native
-from ._plan_memory import Memory, machine_key
-from .nn.product import DENSE, FORWARD, FP16, PRODUCTS, SPARSE, Trial, Work
+from ._plan_cost import CostModel, GpuCostModel, gpu_cost_model
+from ._plan_memory import Memory, gpu_key, machine_key
+from ._plan_timers import CudaTimer, Timer
+from .nn.product import DENSE, FORWARD, FP16, KINDS, PRODUCTS, SPARSE, Trial, is_kernel
 
-__all__ = ["Choice", "CostModel", "Memory", "PlanRow", "Planner", "Timer"]
+__all__ = ["Choice", "CostModel", "GpuCostModel", "Memory", "PlanRow", "Planner", "Timer"]
 
 NOT_SLOWER = 0.97  # of the dense time: what a sparse kernel must not exceed
 WHOLE_NOT_SLOWER = 0.9  # the same of a whole layer: it is timed with warm caches, in which sparse kernels gain the most
@@ -30,6 +29,7 @@ HOPELESS = 2.0  # times the dense estimate: what is not timed
 MODEL_MARGIN = 0.8  # of the dense estimate: what a sparse estimate must not exceed where the model alone decides
 ROUNDS = 7
 TRUSTED_ROUNDS = 3  # fewer are not remembered
+COMPILING = 60.0  # seconds of compiling for one plan, after which kernels are compiled in their default way alone
 BUDGET = 0.0065  # of the phase as the cost model expects it: 1% where it takes 0.65 of that
 
 
@@ -37,8 +37,9 @@ BUDGET = 0.0065  # of the phase as the cost model expects it: 1% where it takes 
 class PlanRow:
     """Which kernel computes one product of one layer in a compressed phase, and why.
 
-    layer: its name. product: "forward", "input gradient" or "weight gradient". kernel: "dense", "sparse" or
-    "sparse fp16". times: kernel -> milliseconds; empty where nothing was timed. samples: rows of input of one call, 0
+    layer: its name. product: "forward", "input gradient" or "weight gradient". kernel: "dense", "sparse", "sparse
+    fp16", or "sparse <config>" of a kernel that goes about it in one of several ways ("sparse": by its default for the
+    shape). times: kernel -> milliseconds; empty where nothing was timed. samples: rows of input of one call, 0
     where none was seen. shape: of the weight. sparsity: the share of the layer's weights that are masked.
     """
 
@@ -68,7 +69,7 @@ class PlanRow:
                 raise ValueError(f"{name} must be a {kind.__name__.lower()}, got {row[name]!r}")
         if row["product"] not in PRODUCTS:
             raise ValueError(f"product must be {' or '.join(map(repr, PRODUCTS))}, got {row['product']!r}")
-        if row["kernel"] not in (DENSE, SPARSE, FP16) or (row["kernel"] == FP16 and row["product"] != FORWARD):
+        if not is_kernel(row["kernel"]) or (row["kernel"] == FP16 and row["product"] != FORWARD):
             raise ValueError(f"kernel must be one of the {row['product']}'s, got {row['kernel']!r}")
         if row["samples"] < 0:
             raise ValueError(f"samples must be at least 0, got {row['samples']}")
@@ -85,61 +86,14 @@ class Choice:
     times: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class CostModel:
-    """Seconds that a kernel takes: a call, and its arithmetic and traffic at the rates of one thread each.
-
-    Rough: it has to tell what is worth timing. Dense arithmetic and traffic overlap, sparse ones add up.
-    """
-
-    flops: Mapping[str, float]  # kind of work -> FLOP/s of a thread
-    bandwidth: float = 8e9  # bytes/s of a thread
-    dense_call: float = 5e-6
-    sparse_call: float = 25e-6
-    threads: int = 1
-
-    @classmethod
-    def here(cls) -> CostModel:
-        """Of this machine as it is set up now: torch's instruction set, ours, the number of threads."""
-        dense = _DENSE_RATES.get(torch.backends.cpu.get_cpu_capability(), 20e9)
-        return cls({"dense": dense, **_SPARSE_RATES.get(_native.cpu_isa(), {})}, threads=torch.get_num_threads())
-
-    def seconds(self, work: Work) -> float:
-        compute = work.flops / (self.flops.get(work.kind, 1e9) * self.threads)
-        moved = work.moved / (self.bandwidth * self.threads)
-        if work.kind == "dense":
-            return self.dense_call + max(compute, moved)
-        return self.sparse_call + compute + moved
-
-
-# FLOP/s of one thread, counting kept weights alone
-_DENSE_RATES = {"AVX512": 120e9, "AVX2": 60e9, "DEFAULT": 20e9}
-_SPARSE_RATES = {
-    "avx512": {"sparse": 70e9, "sparse blocks": 95e9, "sparse fp16": 100e9, "sparse blocks fp16": 130e9},
-    "avx2": {"sparse": 30e9, "sparse blocks": 40e9},
-    "generic": {"sparse": 4e9, "sparse blocks": 6e9},
-}
-
-
-class Timer:
-    """Wall-clock seconds of calls, and whether anything else was given the processor meanwhile."""
-
-    def now(self) -> float:
-        return time.perf_counter()
-
-    def run(self, call: Callable[[], object]) -> tuple[float, bool]:
-        """(seconds, whether the process kept its processors)."""
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-        start = time.perf_counter()
-        call()
-        seconds = time.perf_counter() - start
-        return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw == before
-
-
 class Planner:
     """Chooses the kernels of all layers of a model for one phase.
 
-    measure: False: the cost model alone decides. Timer, memory and model are the machine's unless given.
+    measure: False: the cost model alone decides, and kernels go about it by their default. device: of the layers.
+    Timer, memory and model are the machine's, or the GPU's, unless given.
+
+    Attributes:
+        compiling: seconds that kernels took to compile, which are no part of the budget.
     """
 
     def __init__(
@@ -147,12 +101,25 @@ class Planner:
         measure: bool = True,
         timer: Timer | None = None,
         memory: Memory | None = None,
-        model: CostModel | None = None,
+        model: CostModel | GpuCostModel | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self.measure = measure
-        self._timer = timer if timer is not None else Timer()
+        self._gpu = device if device is not None and device.type == "cuda" else None
+        self._timer = timer if timer is not None else Timer() if self._gpu is None else CudaTimer(self._gpu)
         self._memory = memory if memory is not None else Memory.of_user() if measure else Memory(None)
-        self._model = model if model is not None else CostModel.here()
+        self._model = model
+        if model is None:
+            self._model = CostModel.here() if self._gpu is None else gpu_cost_model(self._gpu)
+
+    @property
+    def compiling(self) -> float:
+        return self._timer.compiling
+
+    def kernels(self, trial: Trial, product: str) -> tuple[str, ...]:
+        """The kernels that could compute it, "dense" first: without variations where nothing is timed."""
+        varied = self.measure and self._timer.compiling < COMPILING
+        return tuple(kernel for kernel in trial.kernels(product) if varied or kernel in KINDS)
 
     def estimate(self, trial: Trial, product: str, kernel: str) -> float:
         """Seconds, by the cost model."""
@@ -168,7 +135,7 @@ class Planner:
         return sum(hoped for hoped, _ in pairs) / sum(dense for _, dense in pairs) if pairs else 1.0
 
     def _hoped_step(self, trial: Trial) -> float:
-        return sum(min(self.estimate(trial, p, kernel) for kernel in trial.kernels(p)) for p in trial.computed)
+        return sum(min(self.estimate(trial, p, kernel) for kernel in self.kernels(trial, p)) for p in trial.computed)
 
     def favours(self, trial: Trial, chosen: Mapping[str, str]) -> bool:
         """Whether the cost model expects ``chosen`` to be faster than dense."""
@@ -208,7 +175,7 @@ class Planner:
 
     def _choose(self, trial: Trial, previous: Mapping[str, str], share: float, remaining: float) -> dict[str, Choice]:
         estimates = {
-            product: {kernel: self.estimate(trial, product, kernel) for kernel in trial.kernels(product)}
+            product: {kernel: self.estimate(trial, product, kernel) for kernel in self.kernels(trial, product)}
             for product in trial.computed
         }
         hopeful = {
@@ -276,7 +243,7 @@ class Planner:
         share: float,
         remaining: float,
     ) -> _Measured:
-        key = f"{trial.key} | {machine_key()}"
+        key = f"{trial.key} | {machine_key() if self._gpu is None else gpu_key(self._gpu)}"
         # Two runs of each kernel, and two of the whole layer in both ways.
         least = 2 * sum(estimates[product][kernel] for product, kernels in open_.items() for kernel in kernels)
         least += 2 * (self.dense_step(trial) + self._hoped_step(trial))
@@ -301,10 +268,12 @@ class _Measured:
         self._trial, self._open, self._timer, self._memory = trial, open_, timer, memory
         self._key, self._start, self._allowance = key, start, allowance
         self._groups = memory.get(key)
-        self._interrupted = 0
+        self._interrupted, self._no_memory = 0, False
 
     def why_not(self, none: str) -> str:
         """Why there are no more times; ``none``: what to call rounds that there are none of."""
+        if self._no_memory:
+            return "there is no memory for timing"
         if self._interrupted:
             return f"all {self._interrupted} rounds of timing that fit into the budget were interrupted"
         return f"{none} of timing fits into the budget"
@@ -342,11 +311,16 @@ class _Measured:
         if self._allowance <= 0:
             return None
         limit, made = self._start + until * self._allowance, {}
-        for name, make in runs.items():
-            made[name] = make()
-            if self._timer.now() > limit:  # it took an index to build
-                return None
-        times, rounds = interleaved(made, self._timer, limit)
+        try:
+            for name, make in runs.items():
+                made[name] = make()
+                if self._timer.now() > limit:  # it took an index to build
+                    return None
+                self._timer.prepare(made[name])
+            times, rounds = interleaved(made, self._timer, limit)
+        except torch.OutOfMemoryError:  # training may still fit
+            self._no_memory = True
+            return None
         if times is None:
             self._interrupted = rounds
             return None

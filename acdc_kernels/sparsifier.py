@@ -283,6 +283,14 @@ class Sparsifier:
         """
         return self._products.seconds
 
+    @property
+    def compiling_seconds(self) -> float:
+        """Spent by this object on compiling the kernels that a plan times on a GPU: beside ``planning_seconds``.
+
+        At most about a minute a plan; compiled kernels are kept by Triton, on disk too.
+        """
+        return self._products.compiling
+
     def dense_twin(self) -> nn.Module:
         """A plain copy of the model with the parameters and buffers of the end of the most recent dense phase.
 

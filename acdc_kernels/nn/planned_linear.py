@@ -23,11 +23,6 @@ from .running import Run, RunningProduct
 __all__ = ["planned_linear_backward_op", "planned_linear_op"]
 
 
-def _by_handle(handle: Tensor, weight: Tensor) -> RunningProduct | None:
-    product = Product.of(handle)
-    return product if isinstance(product, RunningProduct) and product.weight.data_ptr() == weight.data_ptr() else None
-
-
 def _planned_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, handle: Tensor, save: bool, input_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -36,7 +31,7 @@ def _planned_linear(
     Returns (y, tiles, record): tiles has its size whether it is written or not; record is int64 [2], the product's
     generation and whether tiles was written.
     """
-    product = _by_handle(handle, weight)
+    product = RunningProduct.by_handle(handle, weight)
     run = None
     if product is not None:
         product.compiled = True
@@ -69,7 +64,7 @@ def _planned_linear_backward(
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of input and weight; [0] where not needed. Dense unless the forward was of this generation."""
-    product = _by_handle(handle, weight)
+    product = RunningProduct.by_handle(handle, weight)
     generation, packed = record.tolist()
     run = product.run if product is not None and product.generation == generation else None
     values = None

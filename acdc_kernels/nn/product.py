@@ -23,8 +23,10 @@ __all__ = [
     "FORWARD",
     "FP16",
     "INPUT_GRADIENT",
+    "KINDS",
     "MASK_CHANGED",
     "PRODUCTS",
+    "SEMI",
     "SPARSE",
     "WEIGHT_GRADIENT",
     "Calls",
@@ -32,11 +34,30 @@ __all__ = [
     "Product",
     "Trial",
     "Work",
+    "config_of",
+    "is_kernel",
+    "named",
 ]
 
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = PRODUCTS = ("forward", "input gradient", "weight gradient")
 MASK_CHANGED = "its mask was changed in place in this phase"
-DENSE, SPARSE, FP16 = "dense", "sparse", "sparse fp16"
+KINDS = DENSE, SPARSE, FP16, SEMI = "dense", "sparse", "sparse fp16", "sparse 2:4"
+# and "sparse <config>": the sparse kernel in one of the ways that it can go about it, not the default for the shape
+
+
+def named(config: str) -> str:
+    """The kernel that goes about it by ``config``; empty: by its default for the shape."""
+    return f"{SPARSE} {config}" if config else SPARSE
+
+
+def config_of(kernel: str) -> str:
+    """The ``config`` in a kernel's name; empty: none."""
+    return kernel.removeprefix(SPARSE).removeprefix(" ") if kernel != DENSE else ""
+
+
+def is_kernel(kernel: str) -> bool:
+    """Whether this can be the name of a kernel; which configs there are, its product knows."""
+    return kernel == DENSE or (kernel.startswith(SPARSE) and kernel == named(config_of(kernel)))
 
 
 @dataclass(frozen=True)
@@ -44,12 +65,14 @@ class Observation:
     """What training forwards were seen to do.
 
     samples: of one call, the most frequent number. input_gradient: whether the input needs one. obstacle: why sparse
-    kernels can't take the inputs of most calls; empty: they can.
+    kernels can't take the inputs of most calls; empty: they can. dtype: what most of those calls compute in, as torch
+    names it ("bfloat16"); empty: the weight's own.
     """
 
     samples: int
     input_gradient: bool
     obstacle: str = ""
+    dtype: str = ""
 
 
 class Calls:
@@ -59,12 +82,12 @@ class Calls:
     """
 
     def __init__(self) -> None:
-        self.first: Counter[tuple[int, str]] = Counter()  # (samples, obstacle)
-        self.latest: Counter[tuple[int, str]] = Counter()
+        self.first: Counter[tuple[int, str, str]] = Counter()  # (samples, obstacle, dtype)
+        self.latest: Counter[tuple[int, str, str]] = Counter()
         self.input_gradient = False
 
-    def note(self, samples: int, input_gradient: bool, obstacle: str) -> None:
-        self.latest[samples, obstacle] += 1
+    def note(self, samples: int, input_gradient: bool, obstacle: str, dtype: str = "") -> None:
+        self.latest[samples, obstacle, dtype] += 1
         self.input_gradient |= input_gradient
 
     def taken(self) -> None:
@@ -77,16 +100,19 @@ class Calls:
         counts = self.first + self.latest
         if not counts:
             return None
-        obstacles: Counter[str] = Counter()
-        for (_, obstacle), count in counts.items():
-            obstacles[obstacle] += count
-        usual = max(obstacles, key=lambda obstacle: (obstacles[obstacle], obstacle == "", obstacle))
-        times = {samples: count for (samples, obstacle), count in counts.items() if obstacle == usual}
-        return Observation(max(times, key=lambda n: (times[n], n)), self.input_gradient, usual)
+        kinds: Counter[tuple[str, str]] = Counter()
+        for (_, obstacle, dtype), count in counts.items():
+            kinds[obstacle, dtype] += count
+        usual = max(kinds, key=lambda kind: (kinds[kind], kind[0] == "", kind))
+        times = {samples: count for (samples, *kind), count in counts.items() if tuple(kind) == usual}
+        return Observation(max(times, key=lambda n: (times[n], n)), self.input_gradient, *usual)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
-        counts = {name: [[*call, n] for call, n in getattr(self, name).items()] for name in ("first", "latest")}
+        counts = {
+            name: [[n, why, count, *([dtype] if dtype else [])] for (n, why, dtype), count in calls.items()]
+            for name, calls in (("first", self.first), ("latest", self.latest))
+        }
         return {**counts, "input_gradient": self.input_gradient}
 
     @classmethod
@@ -97,13 +123,18 @@ class Calls:
             raise ValueError(f"must have the keys {', '.join(calls.to_dict())}, got {state!r}")
         for name, counts in (("first", calls.first), ("latest", calls.latest)):
             try:
-                counts.update({(samples, obstacle): count for samples, obstacle, count in state[name]})
+                for samples, obstacle, count, *dtype in state[name]:
+                    (of,) = dtype or ("",)
+                    counts[samples, obstacle, of] = count
             except (TypeError, ValueError):
-                counts[0, ""] = 0
-            for (samples, obstacle), count in counts.items():
+                counts[0, "", ""] = 0
+            for (samples, obstacle, dtype), count in counts.items():
                 numbers = type(samples) is type(count) is int and samples > 0 and count > 0
-                if not (numbers and isinstance(obstacle, str)):
-                    raise ValueError(f"{name} must hold [samples, obstacle, count] of calls, got {state[name]!r}")
+                if not (numbers and isinstance(obstacle, str) and isinstance(dtype, str)):
+                    raise ValueError(
+                        f"{name} must hold [samples, obstacle, count] of calls, a dtype after them where it is not the"
+                        f" weight's, got {state[name]!r}"
+                    )
         if not isinstance(state["input_gradient"], bool):
             raise ValueError(f"input_gradient must be a bool, got {state['input_gradient']!r}")
         calls.input_gradient = state["input_gradient"]
@@ -115,11 +146,13 @@ class Work:
     """What a kernel does for one product, for the cost model.
 
     kind: the kind of arithmetic, a key of the model's rates. flops: of that kind. moved: bytes to and from memory.
+    cached: bytes that multiprocessors of a GPU read from its L2 cache, where that is what limits them.
     """
 
     kind: str
     flops: float
     moved: float
+    cached: float = 0.0
 
 
 class Trial(Protocol):
@@ -149,7 +182,8 @@ class Product(ABC):
     ``handle``, an int64 tensor without dimensions, tells an opaque op of a compiled model which product it is; it is no
     int, which a graph would be compiled for, so that layers which are compiled one by one share their graph.
     ``compiled`` says whether such an op has run. ``aside`` says why the latest training forward was dense since it
-    runs, but for the number of samples; empty: it wasn't; None: there was none. A copy of a layer, whose weights may
+    runs, but for the number of samples; empty: it wasn't; None: there was none. ``vouch`` tells, where it is known,
+    whether nobody has written to the weight since an update under its mask did. A copy of a layer, whose weights may
     leave the mask, gets no product: copying one, or pickling it, gives None.
     """
 
@@ -163,6 +197,7 @@ class Product(ABC):
         self._by_handle[number] = self
         self.compiled = False
         self.observing = True
+        self.vouch: Callable[[], bool] | None = None
         self.aside: str | None = None
         self.calls = Calls()
 
@@ -178,8 +213,12 @@ class Product(ABC):
 
     @staticmethod
     @abstractmethod
-    def missing(fp16: bool, pattern: str = "unstructured") -> str | None:
-        """Why compiled kernels (with ``fp16``: those of half precision) can't run here; None if they can."""
+    def missing(fp16: bool, pattern: str = "unstructured", device_type: str = "cpu") -> str | None:
+        """Why kernels (with ``fp16``: those of half precision) can't run here, on such a device; None if they can."""
+
+    def unknown(self, product: str, kernel: str, pattern: str) -> str | None:
+        """Why a plan of elsewhere names a sparse kernel that there isn't here, for ``product``; None if there is."""
+        return None if kernel in (SPARSE, FP16) else f"there is no kernel {kernel!r} here"
 
     @abstractmethod
     def build(self, bits: Tensor, pattern: str) -> Any:
@@ -228,9 +267,9 @@ class Product(ABC):
         self.observing = True
         self.calls.latest.clear()
 
-    def note(self, samples: int, input_gradient: bool, obstacle: str) -> None:
+    def note(self, samples: int, input_gradient: bool, obstacle: str, dtype: str = "") -> None:
         """Called in each training forward while observing."""
-        self.calls.note(samples, input_gradient, obstacle)
+        self.calls.note(samples, input_gradient, obstacle, dtype)
 
     def observed(self) -> Observation | None:
         """What was noted; None if the layer wasn't run in training."""

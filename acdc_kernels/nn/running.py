@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,28 +17,38 @@ from torch.nn import Parameter
 
 from ..formats.topology import Topology
 from ..ops.values.contract import gather_values_op
-from .product import DENSE, FORWARD, INPUT_GRADIENT, MASK_CHANGED, WEIGHT_GRADIENT, Product, version_of
+from .product import DENSE, FORWARD, INPUT_GRADIENT, MASK_CHANGED, WEIGHT_GRADIENT, Product, config_of, version_of
 
 __all__ = ["Run", "RunningProduct"]
+
+WRITTEN = "the weight was written to since the last update, perhaps outside of its mask"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a forward and its backward go by, whatever happens to the product in between."""
+    """What a forward and its backward go by, whatever happens to the product in between.
+
+    The configs of sparse kernels are empty where there are none to choose from.
+    """
 
     topology: Topology
     forward: str
     sparse_input: bool
     sparse_weight: bool
+    input_config: str = ""
+    weight_config: str = ""
 
     def __post_init__(self) -> None:
         t = self.topology  # once, not at every call
         object.__setattr__(self, "where", (list(t.index), list(t.meta), t.format))
         object.__setattr__(self, "sparse_forward", self.forward != DENSE)
+        object.__setattr__(self, "forward_config", config_of(self.forward))
 
     @classmethod
     def of(cls, topology: Topology, chosen: Mapping[str, str]) -> Run:
-        return cls(topology, chosen[FORWARD], chosen[INPUT_GRADIENT] != DENSE, chosen[WEIGHT_GRADIENT] != DENSE)
+        of_input, of_weight = chosen[INPUT_GRADIENT], chosen[WEIGHT_GRADIENT]
+        sparse = of_input != DENSE, of_weight != DENSE
+        return cls(topology, chosen[FORWARD], *sparse, config_of(of_input), config_of(of_weight))
 
 
 class RunningProduct(Product):
@@ -45,8 +56,10 @@ class RunningProduct(Product):
 
     run: what it computes by; None: dense. generation: another one for each start and stop, by which an opaque op knows
     the run of its forward. gathered: the version of the weight, and its values, that the latest forward of an opaque
-    op has kept for its backward.
+    op has kept for its backward. dtypes: of the weights that it takes.
     """
+
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32,)
 
     def __init__(self, weight: Parameter) -> None:
         super().__init__(weight)
@@ -76,6 +89,8 @@ class RunningProduct(Product):
         self._favours, self._favoured = favours, {}
         self.generation += 1
         self._within = self._outside = None
+        if self.weight.is_cuda:  # a flip may wait for the device, a step may not
+            self._look(version_of(self.weight))
 
     def stop(self) -> None:
         self.run = self._favours = self.gathered = self._within = self._outside = None
@@ -109,17 +124,37 @@ class RunningProduct(Product):
                 return None
         version = version_of(self.weight)
         if version != self._within and not self._keeps_to_mask(version):
-            return "the weight was written to outside of its mask"
+            return "the weight was written to outside of its mask" if self.weight.is_cpu else WRITTEN
         return run
 
+    @classmethod
+    def by_handle(cls, handle: Tensor, weight: Tensor) -> RunningProduct | None:
+        """The product with that handle, if it exists still and this is its weight."""
+        product = cls.of(handle)
+        return product if isinstance(product, cls) and product.weight.data_ptr() == weight.data_ptr() else None
+
+    def _gathered(self, weight: Tensor) -> Tensor:
+        """The kept weights, in any order."""
+        return gather_values_op(weight, *self.run.where)
+
     def _keeps_to_mask(self, version: tuple[int, int]) -> bool:
-        """Whether the weight, which somebody has written to, is zero outside of the mask still."""
-        weight, run = self.weight.detach(), self.run
-        if version == self._outside or weight.dtype != torch.float32 or not weight.is_cpu:
+        """Whether the weight, which somebody has written to, is zero outside of the mask still.
+
+        Of a weight on a GPU, where looking would wait for the device, ``vouch`` and ``weight_is_masked`` alone tell.
+        """
+        if version == self._outside:
+            return False
+        if self.vouch is not None and self.vouch():
+            self._within = version
+            return True
+        return self.weight.is_cpu and self._look(version)
+
+    def _look(self, version: tuple[int, int]) -> bool:
+        weight = self.weight.detach()
+        if weight.dtype not in self.dtypes:
             return False
         with torch.no_grad():
-            kept = torch.count_nonzero(gather_values_op(weight, *run.where))
-            within = bool(torch.count_nonzero(weight) == kept)
+            within = bool(torch.count_nonzero(weight) == torch.count_nonzero(self._gathered(weight)))
         if within:
             self._within = version
         else:

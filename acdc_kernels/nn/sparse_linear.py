@@ -77,6 +77,8 @@ class LinearProduct(RunningProduct):
         own = type(layer)._own
         if own.forward is not nn.Linear.forward:
             return f"{own.__name__} has a forward of its own"
+        if weight.is_cuda:
+            return f"no sparse kernels on cuda for pattern {pattern!r}: dense on masked weights"
         if pattern not in FORMATS:
             return f"no sparse kernels for pattern {pattern!r}, only for {' and '.join(map(repr, FORMATS))}"
         if weight.device.type != "cpu":
@@ -90,7 +92,7 @@ class LinearProduct(RunningProduct):
         return None
 
     @staticmethod
-    def missing(fp16: bool, pattern: str = "unstructured") -> str | None:
+    def missing(fp16: bool, pattern: str = "unstructured", device_type: str = "cpu") -> str | None:
         if not has_kernel(sparse_linear_op, "cpu"):
             return f"no compiled kernels: {_native.why_not() or 'this build has no sparse_linear'}"
         if fp16 and _native.cpu_fp16() == "none":

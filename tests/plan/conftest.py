@@ -16,9 +16,13 @@ class FakeTimer:
 
     def __init__(self, disturbed: int = 0) -> None:
         self.clock, self.calls, self.disturbed = 100.0, 0, disturbed
+        self.compiling, self.compiles = 0.0, 0.0  # seconds in all, and of each kernel when it is first prepared
 
     def now(self) -> float:
         return self.clock
+
+    def prepare(self, call: Callable[[], float]) -> None:
+        self.compiling += self.compiles
 
     def run(self, call: Callable[[], float]) -> tuple[float, bool]:
         self.calls += 1
