@@ -65,12 +65,19 @@ def waits(call: Call) -> bool:
     return any("called a synchronizing CUDA operation" in str(each.message) for each in told)
 
 
+def machine() -> tuple[int, tuple[int, int]]:
+    """(multiprocessors, compute capability) of the current device."""
+    it = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return it.multi_processor_count, (it.major, it.minor)
+
+
 @dataclass(frozen=True)
 class Gpu:
     """What the benchmarks ask of a device; tests bring their own functions."""
 
     device: str = "cuda"
     l2_bytes: int = field(default_factory=_l2_bytes)
+    machine: Callable[[], tuple[int, tuple[int, int]]] = machine
     event: Callable[[], Event] = lambda: torch.cuda.Event(enable_timing=True)
     synchronize: Call = torch.cuda.synchronize
     sleep: Callable[[int], object] = torch.cuda._sleep  # clock cycles

@@ -212,6 +212,8 @@ def table(group: Sequence[Row]) -> str:
     ours += _without_host(first, "ours")
     if "of_copy" in first:
         ours += f"  {first['ours_gb_per_s']:.4g} GB/s, {first['of_copy']:.0%} of a copy's"
+    if "tflop_per_s" in first:
+        ours += f"  {first['tflop_per_s']:.4g} TFLOP/s of kept weights, {first['config']}"
     lines = [head, ours + _memory(first, "ours")]
     for row in group:
         line = f"  {row['peer']:<36}{row['peer_ms']:>10.4g} ms{row['speedup']:>9.2f}x"

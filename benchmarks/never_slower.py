@@ -74,20 +74,28 @@ class Grid:
 GRID = tuple(Grid(*shape, n) for shape, samples in SHAPES.items() for n in samples)
 
 
-def verdict(all_rows: Sequence[Row]) -> list[str]:
-    """Lines on the points of at least 0.3 ms of dense time: their number, the worst, those beyond 1.03x and noise."""
+def verdict(
+    all_rows: Sequence[Row], names: tuple[str, str] = (DENSE, AGAIN), basis: str = "", least_ms: float = LEAST_MS
+) -> list[str]:
+    """Lines on the points of at least 0.3 ms of dense time: their number, the worst, those beyond 1.03x and noise.
+
+    names: of the two dense layers. basis: "device_" for rows of a GPU by the device's time.
+    """
+    ours_ms, peer_ms = f"ours_{basis}ms", f"peer_{basis}ms"
     points: dict[tuple[str, int, float], dict[str, Row]] = {}
     for row in all_rows:
-        if "plan" in row:
+        if "plan" in row and row[ours_ms] and row[peer_ms]:
             points.setdefault((row["case"], row["threads"], row["sparsity"]), {})[row["peer"]] = row
     slow, noise, ratios = [], [], []
     for (case, threads, sparsity), peers in points.items():
-        dense, again = peers[DENSE]["peer_ms"], peers[AGAIN]["peer_ms"]
-        if dense < LEAST_MS:
+        if not all(name in peers for name in names):
+            continue
+        first, dense, again = peers[names[0]], *(peers[name][peer_ms] for name in names)
+        if dense < least_ms:
             continue
         noise.append(abs(again / dense - 1))
-        ratios.append(peers[DENSE]["ours_ms"] / dense)
-        plan = ", ".join(f"{product} {kernel}" for product, kernel in peers[DENSE]["plan"].items())
+        ratios.append(first[ours_ms] / dense)
+        plan = ", ".join(f"{product} {kernel}" for product, kernel in first["plan"].items())
         slow.append((ratios[-1], f"  {ratios[-1]:.3f}x dense: {case}, {sparsity:.0%}, threads: {threads}; {plan}"))
     if not ratios:
         return []
@@ -95,17 +103,20 @@ def verdict(all_rows: Sequence[Row]) -> list[str]:
     spread = max(noise) if few else sorted(noise)[int(0.95 * (len(noise) - 1))]
     beyond = [line for ratio, line in sorted(slow, reverse=True) if ratio > ALLOWED + spread]
     return [
-        f"never slower: {len(ratios)} points of at least {LEAST_MS} ms, worst {max(ratios):.3f}x dense; two dense "
+        f"never slower: {len(ratios)} points of at least {least_ms} ms, worst {max(ratios):.3f}x dense; two dense "
         f"layers differ by up to {max(noise):.1%}" + ("" if few else f" (95th percentile {spread:.1%})"),
         f"  {len(beyond)} points above {ALLOWED} and that {'difference' if few else 'percentile'}",
         *beyond,
-        "  speedup of the planned layer, geometric mean: " + ", ".join(_means(points)),
+        "  speedup of the planned layer, geometric mean: " + ", ".join(_means(points, names[0], ours_ms, peer_ms)),
     ]
 
 
-def _means(points: Mapping[tuple[str, int, float], Mapping[str, Row]]) -> list[str]:
+def _means(
+    points: Mapping[tuple[str, int, float], Mapping[str, Row]], dense: str, ours_ms: str, peer_ms: str
+) -> list[str]:
     """By sparsity, over all points."""
     found: dict[float, list[float]] = {}
     for (_, _, sparsity), peers in points.items():
-        found.setdefault(sparsity, []).append(peers[DENSE]["peer_ms"] / peers[DENSE]["ours_ms"])
+        if dense in peers:
+            found.setdefault(sparsity, []).append(peers[dense][peer_ms] / peers[dense][ours_ms])
     return [f"{statistics.geometric_mean(found[each]):.2f}x at {each:.0%}" for each in sorted(found)]

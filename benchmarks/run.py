@@ -28,7 +28,6 @@ else:  # `python benchmarks/run.py`: the installed package is the same folder
     from acdc_kernels.benchmarks.machine import machine
 
 OPS = ("topk", "update", "linear", "train")
-ON_CUDA = ("topk", "update")
 DEFAULT_THREADS = (1, 2)
 
 
@@ -49,8 +48,6 @@ def _problem(op: str, device: str, threads: list[int], json: Path | None) -> str
         return f"device must be cpu or cuda, got {device!r}"
     if device == "cuda" and (why := _why_no_cuda()):
         return f"device must be one that this machine has, got cuda: {why}"
-    if device == "cuda" and op not in ON_CUDA:
-        return f"device must be cpu for {op}, got cuda: this version has no CUDA kernel for it"
     if device == "cuda" and threads:
         return f"threads must be left out for cuda, where the host only launches, got {', '.join(map(str, threads))}"
     for count in threads:
@@ -87,13 +84,16 @@ def _on_cpu(op: str, threads: list[int], quick: bool, stamp: dict[str, Any]) -> 
 def _on_cuda(op: str, quick: bool, stamp: dict[str, Any]) -> tuple[ModuleType, Measure]:
     """As `_on_cpu`; `stamp` also gets the device and what it can do, `cuda`."""
     bench = importlib.import_module(f".{op}_cuda", harness.__package__)
-    backend = "native cuda" if has_kernel(bench.OP, "cuda") else "reference"
+    backend = getattr(bench, "BACKEND", "native cuda") if has_kernel(bench.OP, "cuda") else "reference"
     if backend == "reference":
         print(f"The plain torch reference is timed: there is no CUDA kernel of {op} in this build", file=sys.stderr)
     budget = cuda_timing.QUICK if quick else cuda_timing.BUDGET
     gpu = cuda_timing.Gpu()
     limit = cuda_timing.ceiling(gpu, budget)
     stamp["cuda"] = {**stamps.gpu(), **asdict(limit)}  # now that it is awake: its clocks sleep with it
+    if hasattr(bench, "ceilings"):
+        stamp["cuda"] |= bench.ceilings(gpu, budget)
+        print(bench.ceilings_line(stamp["cuda"]))
     print(
         f"{stamp['cuda']['name']}, a copy moves {limit.copy_gb_per_s:.4g} GB/s; torch {torch.__version__}, CUDA "
         f"{stamp['cuda']['cuda']}; interleaved medians, caches swept; device: without the host\n"
@@ -108,7 +108,7 @@ def run(
 
     Args:
         op: `topk`, `update`, `linear` or `train`.
-        device: `cpu`; or, for `topk` and `update`, `cuda`.
+        device: `cpu` or `cuda`.
         threads: thread counts, timed one after the other; default 1 and 2, as far as there are cores. None on `cuda`.
         quick: the headline cases alone, few repetitions, no memory measurement but on `cuda`.
         json: file to write `{"machine": {...}, "complete": ..., "peak_bytes": ..., "rows": [...]}` to, one row a peer;
