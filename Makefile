@@ -3,12 +3,13 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
+OPS    ?= linear train
 TORCH  ?= torch==2.13.0
 NATIVE  = $(VENV)/.native
 SYSTEM_PATH := $(PATH)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test lint build bench gpu gpu-sanitize clean
+.PHONY: demo test lint build bench gpu gpu-bench gpu-sanitize clean
 
 demo: $(NATIVE)
 	$(BIN)/acdc-kernels train --preset demo --out runs/demo $(if $(wildcard runs/demo/config.json),--resume)
@@ -30,10 +31,13 @@ bench: $(NATIVE)
 	$(BIN)/acdc-kernels bench train
 
 # On a machine with an NVIDIA GPU: its own python3 with torch, nvcc and cmake, no network, nine minutes at most, no .venv/.
-gpu gpu-sanitize: export PATH := $(SYSTEM_PATH)
+gpu gpu-bench gpu-sanitize: export PATH := $(SYSTEM_PATH)
 
 gpu:
 	PYTHON=$(PYTHON) .ci/gpu
+
+gpu-bench:
+	PYTHON=$(PYTHON) .ci/gpu bench $(OPS)
 
 gpu-sanitize:
 	PYTHON=$(PYTHON) .ci/gpu sanitize

@@ -245,8 +245,7 @@ def summary(all_rows: Sequence[Row]) -> str:
         if row["peer"] != DENSE:
             continue
         said = [f"{row[key]:.3f} {by}" for key, by in SAID.items() if key in row]
-        target = (
-            f"  (target {TARGET}, stretch {STRETCH})" if (row["case"], row["pattern"], row["sparsity"]) == goal else ""
-        )
+        here = row["case"], row["pattern"], row["sparsity"]
+        target = f"  (target {TARGET}, stretch {STRETCH} on an H200)" if here == goal else ""
         lines.append(f"  {row['case']}, {row['sparsity']:.0%} {row['pattern']}: {', '.join(said)}{target}")
     return "\n".join(lines)

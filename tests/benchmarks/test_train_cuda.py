@@ -55,7 +55,7 @@ def test_rows_of_steps(case, device, sparse):
         assert not {"moved_bytes", "ours_gb_per_s", "of_copy"} & set(row)
     assert {kernel for *_, kernel in group[0]["plan"]} == {"sparse"}
     counted = group[0]["flop_ratio"]
-    assert counted == 0.25 if case is STACK else 0.25 < counted < 0.3  # attention is not the weights'
+    assert 0.25 <= counted < (0.251 if case is STACK else 0.3)  # attention has no weights
 
 
 def test_a_stack_is_compressed_from_the_start_and_stays_what_it_is(sparse):

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 PYTHON = """#!/usr/bin/env bash
 echo "$*" >>{calls}
 case "$1 $2" in
-  "- test" | "- sanitize") cat >/dev/null ;;
+  "- test" | "- sanitize" | "- bench") cat >/dev/null ;;
   "- "*) exec {python} "$@" ;;
   "-c import sys"*) exit ${{KERNELS_STATUS:-0}} ;;
   "-c "*) exit 1 ;;
@@ -52,16 +52,16 @@ TIMINGS = {
 @pytest.fixture
 def machine(tmp_path):
     """Runs .ci/gpu on a machine that has everything; returns (exit status, output, the calls of python)."""
-    tools, calls, timings = tmp_path / "tools", tmp_path / "calls", tmp_path / "timings.json"
+    tools, calls, file = tmp_path / "tools", tmp_path / "calls", tmp_path / "timings.json"
     tools.mkdir()
-    timings.write_text(json.dumps(TIMINGS))
-    python = PYTHON.format(calls=calls, python=sys.executable, timings=timings)
+    python = PYTHON.format(calls=calls, python=sys.executable, timings=file)
     sanitizer = f'#!/bin/sh\necho "$@" >>{calls}\n'
     for name, text in {"python3": python, "nvcc": "", "cmake": "", "compute-sanitizer": sanitizer}.items():
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
 
-    def run(*arguments, **environment):
+    def run(*arguments, timings=TIMINGS, **environment):
+        file.write_text(json.dumps(timings))
         env = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "CUDA_HOME", "CUDA_PATH")}
         env |= {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "OUT": str(tmp_path / "out"), **environment}
         done = subprocess.run([ROOT / ".ci" / "gpu", *arguments], env=env, capture_output=True, text=True, check=False)
@@ -78,12 +78,14 @@ def steps(calls):
 def test_builds_tests_and_times_in_this_order(machine, tmp_path):
     status, printed, calls = machine()
     assert status == 0, printed
-    assert steps(calls) == ["pip install", "acdc_kernels info", *["pytest -q"] * 2, *["acdc_kernels bench"] * 2]
+    assert steps(calls) == ["pip install", "acdc_kernels info", *["pytest -q"] * 2, *["acdc_kernels bench"] * 4]
     assert [call.split()[-1] for call in calls if "pytest" in call][1] == "tests/conformance"
     assert any("--no-deps --no-build-isolation -e ." in call for call in calls)
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         "gpu-test.log",
+        "linear-cuda.json",
         "topk-cuda.json",
+        "train-cuda.json",
         "update-cuda.json",
     ]
     summary = printed.partition("== summary")[2]
@@ -93,6 +95,8 @@ def test_builds_tests_and_times_in_this_order(machine, tmp_path):
         "conformance on the GPU: ok",
         "bench topk: ok",
         "bench update: ok",
+        "bench linear: ok",
+        "bench train: ok",
     ):
         assert line in summary
     assert "topk-cuda.json: a card, complete" in summary
@@ -132,6 +136,41 @@ def test_a_step_that_hangs_is_stopped_within_the_budget(machine):
     assert time.monotonic() - began < 60
 
 
+def benches(calls):
+    return [call.split()[3:-2] for call in calls if "acdc_kernels bench" in call]
+
+
+def test_where_time_is_short_the_quick_cases_are_timed(machine):
+    status, printed, calls = machine(BUDGET="250")
+    assert status == 0, printed
+    assert [each[0] for each in benches(calls)] == ["topk", "update", "linear", "train"]
+    assert ["--quick" in each for each in benches(calls)] == [False, False, True, False]
+    assert "bench linear --quick: ok" in printed
+
+
+def test_benches_alone_are_timed_in_full(machine, tmp_path):
+    status, printed, calls = machine("bench", "linear", "train")
+    assert status == 0, printed
+    assert steps(calls) == ["pip install", "acdc_kernels info", *["acdc_kernels bench"] * 2]
+    assert benches(calls) == [["linear", "--device", "cuda"], ["train", "--device", "cuda"]]
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "gpu-bench.log", "linear-cuda.json", "train-cuda.json",
+    }  # fmt: skip
+
+
+def test_products_are_summed_up_against_the_dense_ones(machine):
+    rows = [
+        {**TIMINGS["rows"][0], "pattern": "block:64x64", "peer": peer, "left_out": {"64x64 w4 s4": "a wrong answer"}}
+        for peer in ("torch dense (cuBLAS)", "torch BSR")
+    ]
+    status, printed, _ = machine("bench", "linear", timings={**TIMINGS, "rows": rows})
+    assert status == 0, printed
+    summary = printed.partition("== summary")[2]
+    assert "resnet50 block:64x64 0.9 float32, ours to torch dense (cuBLAS): device 0.04 to 0.44 ms" in summary
+    assert "torch BSR" not in summary
+    assert summary.count("LEFT OUT resnet50: ('64x64 w4 s4', 'a wrong answer')") == 1
+
+
 def test_sanitizers_run_after_the_build(machine, tmp_path):
     status, printed, calls = machine("sanitize")
     assert status == 0, printed
@@ -143,7 +182,7 @@ def test_sanitizers_run_after_the_build(machine, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
-@pytest.mark.parametrize(("target", "name"), [("gpu", "make gpu"), ("gpu-sanitize", "make gpu-sanitize")])
+@pytest.mark.parametrize(("target", "name"), [(name, f"make {name}") for name in ("gpu", "gpu-bench", "gpu-sanitize")])
 def test_without_a_gpu_it_says_so_before_anything_else(target, name, tmp_path):
     environment = {**os.environ, "OUT": str(tmp_path / "out")}
     command = ["make", target, f"PYTHON={sys.executable}"]
@@ -170,4 +209,4 @@ def test_a_python_without_torch_is_told(tmp_path):
 
 def test_an_unknown_wish_is_refused():
     done = subprocess.run([ROOT / ".ci" / "gpu", "fly"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, "usage: .ci/gpu [test | sanitize]\n")
+    assert (done.returncode, done.stderr) == (2, "usage: .ci/gpu [test | sanitize | bench OP...]\n")
