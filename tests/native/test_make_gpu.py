@@ -78,8 +78,10 @@ def steps(calls):
 def test_builds_tests_and_times_in_this_order(machine, tmp_path):
     status, printed, calls = machine()
     assert status == 0, printed
-    assert steps(calls) == ["pip install", "acdc_kernels info", *["pytest -q"] * 2, *["acdc_kernels bench"] * 4]
-    assert [call.split()[-1] for call in calls if "pytest" in call][1] == "tests/conformance"
+    assert steps(calls) == ["pip install", "acdc_kernels info", *["pytest -q"] * 3, *["acdc_kernels bench"] * 4]
+    tested = [call.partition("--maxfail=20 ")[2].split() for call in calls if "pytest" in call]
+    assert [files[0] for files in tested] == ["tests/cuda", "tests/conformance", "tests/conformance/test_blocks.py"]
+    assert tested[1].count("--ignore") == 2  # of the files that come third
     assert any("--no-deps --no-build-isolation -e ." in call for call in calls)
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         "gpu-test.log",
@@ -93,6 +95,7 @@ def test_builds_tests_and_times_in_this_order(machine, tmp_path):
         "build: ok",
         "tests that need a GPU: ok",
         "conformance on the GPU: ok",
+        "conformance of blocks on the GPU: ok",
         "bench topk: ok",
         "bench update: ok",
         "bench linear: ok",
