@@ -140,6 +140,7 @@ def test_quick_run_writes_rows(device, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(cuda_ceilings, "l2_reader", lambda gpu: (device.contender("read", 0.0), 1_000_000))
     monkeypatch.setattr(stamps, "gpu", lambda: {"name": "Test GPU", "cuda": "13.0"})
     monkeypatch.setattr(train_cuda, "QUICK", (STACK,))
+    monkeypatch.setattr("acdc_kernels.benchmarks.run.has_kernel", lambda op, kind: False)
     file = tmp_path / "out.json"
     assert run("train", "cuda", quick=True, json=file) == 0
     written = json.loads(file.read_text())

@@ -70,7 +70,7 @@ def replicas_share_the_plan(rank: int, world: int) -> dict:
         }
 
     plan.Planner.plan = choose
-    LinearProduct.missing = staticmethod(lambda fp16, pattern="unstructured": None)
+    LinearProduct.missing = staticmethod(lambda fp16, pattern="unstructured", device_type="cpu": None)
     results = {}
     # D2 C2 D2 C2, and C2 D2 C2, whose plan has to wait for the first update
     for name, schedule in {
@@ -101,7 +101,7 @@ def a_plan_that_fails_on_rank_0(rank: int, world: int) -> dict:
     from acdc_kernels import plan
     from acdc_kernels.nn.sparse_linear import LinearProduct
 
-    LinearProduct.missing = staticmethod(lambda fp16, pattern="unstructured": None)
+    LinearProduct.missing = staticmethod(lambda fp16, pattern="unstructured", device_type="cpu": None)
     model = nn.parallel.DistributedDataParallel(net())
     optimizer = acdc.MaskedSGD(model.parameters(), lr=0.1, momentum=0.9)
     schedule = acdc.schedules.acdc(total=10, warmup=2, compressed=4, dense=2, final_dense=0, final_compressed=4)
