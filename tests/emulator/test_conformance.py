@@ -21,7 +21,9 @@ FILES = {
 FEWER = {
     "masked_sgd": "layouts or kept or many or axes",
     "masked_adamw": "layouts or kept or many",
+    "topk_mask": "float32 or float16",
     "topk_patterns": "float32 and (layouts or many)",
+    "magnitude_histogram": "float32",
     "values": "(half or ragged or layouts or are_the_weights) and not (514 or 1025 or 1026 or 1028 or float64)",
 }
 ORDERS = {"ascending": 0, "descending": 1, "shuffled": 7, "a warp ahead": 8}

@@ -15,8 +15,25 @@ def run(*command):
     return result.stdout
 
 
-@pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("c++")), reason="needs cmake and a C++ compiler")
+needs_tools = pytest.mark.skipif(
+    not (shutil.which("cmake") and shutil.which("c++")), reason="needs cmake and a C++ compiler"
+)
+
+
+@needs_tools
 def test_kernels_without_torch_under_sanitizers(tmp_path):
     run("cmake", "-S", ROOT, "-B", tmp_path, "-DACDC_TESTS=ON", "-DACDC_SANITIZE=address,undefined")
     run("cmake", "--build", tmp_path, "-j", "2")
     assert "100% tests passed" in run("ctest", "--test-dir", tmp_path, "--output-on-failure", "-j", "2")
+
+
+@pytest.mark.slow
+@needs_tools
+def test_emulated_kernels_with_as_many_threads_as_on_a_gpu(tmp_path):
+    run("cmake", "-S", ROOT, "-B", tmp_path, "-DACDC_TESTS=ON", "-DACDC_EMULATED_THREADS=1024")
+    tests = ("test_emulator", "test_bundles", "test_topk_cuda", "test_topk_patterns_cuda")
+    run("cmake", "--build", tmp_path, "-j", "2", "--target", *tests)
+    chosen = f"^({'|'.join(tests)})$"
+    out = run("ctest", "--test-dir", tmp_path, "--output-on-failure", "-j", "2", "-R", chosen)
+    assert "100% tests passed" in out
+    assert out.count(" Passed ") == len(tests)
