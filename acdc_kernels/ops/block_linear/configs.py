@@ -213,7 +213,10 @@ def _of_samples(
         if wide:
             yield tile(samples, warps=8)
         yield tile(fewer)
-        yield tile(samples, 4, warps=8, persistent=True) if hopper and wide else tile(fewer, persistent=True)
+        if hopper and wide:
+            yield tile(samples, 4, warps=8, persistent=True)
+        elif capability[0] != 10 or side < 128:  # 10.0 spills its small tiles of large blocks
+            yield tile(fewer, persistent=True)
         if asynchronous:
             yield tile(samples, descriptors=True)
             yield tile(fewer, descriptors=True)
