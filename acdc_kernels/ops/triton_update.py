@@ -69,24 +69,25 @@ def elements(
     ``skipped``: nothing is to be read or written.
     """
     bits = tl.load(row + REFS).to(tl.pointer_type(tl.uint8), bitcast=True)
-    masked = tl.load(row + REFS) != 0
-    numel = tl.load(row + REFS + 1)
-    skips = tl.load(row + REFS + 3) != 0
+    # Limits and bits for what holds of a whole tensor: interpreters make no mask of one truth value for many elements.
+    numel = tl.where(skipped != 0, 0, tl.load(row + REFS + 1))
+    masked = tl.where(tl.load(row + REFS) != 0, numel, 0)
+    always = tl.where(tl.load(row + REFS + 3) != 0, 0, 255)  # bits of what is written even where all is masked
     if DIMS == 0:
         vectors: tl.constexpr = BLOCK // LANES
         vector = (chunk * TURNS + turn) * vectors + tl.arange(0, vectors)[:, None]
-        here = (vector < numel // LANES) & (skipped == 0)
+        here = vector < numel // LANES
         at = vector * LANES
-        byte = tl.load(bits + (at >> 3), mask=here & masked, other=255).to(tl.int32)
+        byte = tl.load(bits + (at >> 3), mask=vector < masked // LANES, other=255).to(tl.int32)
         lane = tl.arange(0, LANES)[None, :]
         keep = ((byte >> ((at & 7).to(tl.int32) + lane)) & 1) != 0
         reads = tl.broadcast_to(here & (byte != 0), (vectors, LANES))
-        writes = tl.broadcast_to(here & ((byte != 0) | (skips == 0)), (vectors, LANES))
+        writes = tl.broadcast_to(here & ((byte | always) != 0), (vectors, LANES))
         at += lane
         return keep, reads, writes, at, at, at, at, at
     else:
         at = (chunk * TURNS + turn) * BLOCK + tl.arange(0, BLOCK)
-        here = (at < numel) & (skipped == 0)
+        here = at < numel
         left = at if WIDE else at.to(tl.int32)
         bit = tl.zeros((BLOCK,), tl.int64)
         at0, at1, at2, at3, at4 = bit, bit, bit, bit, bit
@@ -106,9 +107,10 @@ def elements(
                 at3 += i * tl.load(axes + 5 * DIMS + d)
             if REFS > 4:
                 at4 += i * tl.load(axes + 6 * DIMS + d)
-        byte = tl.load(bits + (bit >> 3), mask=here & masked, other=255).to(tl.int32)
-        keep = ((byte >> (bit & 7).to(tl.int32)) & 1) != 0
-        return keep, here & keep, here & (keep | (skips == 0)), at0, at1, at2, at3, at4
+        byte = tl.load(bits + (bit >> 3), mask=at < masked, other=255).to(tl.int32)
+        one = (byte >> (bit & 7).to(tl.int32)) & 1
+        keep = one != 0
+        return keep, here & keep, here & ((one | always) != 0), at0, at1, at2, at3, at4
 
 
 @triton.jit

@@ -35,7 +35,7 @@ def _start(
     found_inf, BLOCK: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    here = (i < count) & (is_skipped(found_inf) == 0)
+    here = i < tl.where(is_skipped(found_inf) != 0, 0, count)
     address = tl.load(steps + i, mask=here, other=0).to(tl.pointer_type(tl.float32), bitcast=True)
     step = tl.load(address, mask=here, other=0) + 1
     tl.store(address, step, mask=here)
