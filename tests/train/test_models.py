@@ -40,6 +40,7 @@ def test_number_of_parameters(name, dataset):
 
 SHAPES = {
     "mlp-16": (images(1, 8, 8), (2, 10)),
+    "mlp-16-96": (images(1, 8, 8), (2, 10)),
     "cnn": (images(1, 28, 28), (2, 10)),
     "resnet-8": (images(3, 16, 16, classes=7), (2, 7)),
     "wrn-10-1": (images(3, 16, 16, classes=7), (2, 7)),
@@ -98,9 +99,11 @@ def test_every_product_of_the_transformer_is_a_linear_layer():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vgg", "model: must be one of mlp-WIDTH, cnn, .*, or package.module:callable, got 'vgg'"),
-        ("mlp", "model: must be mlp-WIDTH .WIDTH a positive whole number., got 'mlp'"),
+        ("vgg", "model: must be one of mlp-WIDTH.-INPUTS., cnn, .*, or package.module:callable, got 'vgg'"),
+        ("mlp", "model: must be mlp-WIDTH.-INPUTS. .WIDTH a positive whole number, and INPUTS one .*, got 'mlp'"),
         ("mlp-0", "got 'mlp-0'"),
+        ("mlp-16-63", "INPUTS one that is at least the data's, [0-9]+., got 'mlp-16-63'"),
+        ("mlp-16-64-64", "got 'mlp-16-64-64'"),
         ("mlp--3", "got 'mlp--3'"),
         ("mlp-ten", "got 'mlp-ten'"),
         ("mlp-99999999999999", "model: 'mlp-99999999999999' cannot be built .*can't allocate memory"),

@@ -25,7 +25,7 @@ class Family:
 
 
 FAMILIES = {
-    "mlp": Family("mlp-WIDTH", "images", small.mlp),
+    "mlp": Family("mlp-WIDTH[-INPUTS]", "images", small.mlp),
     "cnn": Family("cnn", "images", small.cnn),
     "resnet": Family("resnet-DEPTH", "images", resnet.from_name),
     "wrn": Family("wrn-DEPTH-WIDTH", "images", wide_resnet.from_name),

@@ -9,11 +9,17 @@ from .names import BadName, whole_numbers
 
 
 def mlp(rest: str, dataset: Dataset) -> nn.Module:
-    """Two hidden layers of WIDTH units."""
-    (width,) = whole_numbers(rest, 1, "WIDTH a positive whole number")
+    """Two hidden layers of WIDTH units; with INPUTS, zeros follow each input up to that many, so that blocks fit."""
+    rule = "WIDTH a positive whole number, and INPUTS one that is at least the data's"
+    width, *padded = whole_numbers(rest, 1 + min(rest.count("-"), 1), rule)
+    own = dataset.example.numel()
+    (inputs,) = padded or (own,)
+    if inputs < own:
+        raise BadName(f"{rule}, {own}")
     return nn.Sequential(
         nn.Flatten(),
-        nn.Linear(dataset.example.numel(), width),
+        *([nn.ZeroPad1d((0, inputs - own))] if padded else ()),
+        nn.Linear(inputs, width),
         nn.ReLU(),
         nn.Linear(width, width),
         nn.ReLU(),
