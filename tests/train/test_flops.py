@@ -174,6 +174,8 @@ def test_the_presets_models():
     weights = 64 * 1024 + 1024 * 1024 + 1024 * 10
     assert mlp.weights == weights
     assert mlp.dense_forward == 2 * weights + (1024 + 1024 + 10) + 2 * 1024
+    padded = FlopRule.of(build_model("mlp-1024-96", images(1, 8, 8), 0), torch.zeros(1, 1, 8, 8))
+    assert padded.dense_forward == mlp.dense_forward + 2 * 32 * 1024
     cnn = FlopRule.of(build_model("cnn", images(1, 28, 28), 0), torch.zeros(1, 1, 28, 28))
     convs = {
         14: (32, 9),
