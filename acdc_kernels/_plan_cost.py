@@ -81,7 +81,7 @@ class GpuCostModel:
         flops = {}
         for dtype, rate in zip(("bfloat16", "tf32", "float32"), rates, strict=True):
             flops[f"dense {dtype}"] = _OF_DENSE * rate * sms * clock
-            flops[f"blocks {dtype}"] = _OF_SPARSE * rate * sms * clock
+            flops[f"blocks {dtype}"] = (_OF_FMA if dtype == "float32" else _OF_SPARSE) * rate * sms * clock
             flops[f"2:4 {dtype}"] = _OF_24 * rate * sms * clock
         for kind in ("dense", "blocks", "2:4"):
             flops[f"{kind} float16"] = flops[f"{kind} bfloat16"]
@@ -103,6 +103,7 @@ _PER_CLOCK = (
     ((0, 0), (1024, 128, 128)),
 )
 _OF_DENSE, _OF_SPARSE, _OF_24 = 0.75, 0.65, 1.05  # of these rates: what products reach; flop of masked weights count
+_OF_FMA = 0.35  # blocks without matrix units
 _OF_MEMORY = 0.85
 _FROM_CACHE = 24.0  # bytes a clock of a multiprocessor
 

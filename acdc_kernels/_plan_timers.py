@@ -31,8 +31,9 @@ class Timer:
         """Seconds, of which those that ``prepare`` compiled in are not counted."""
         return time.perf_counter()
 
-    def prepare(self, call: Callable[[], object]) -> None:
-        """Called before a call is run for the first time: what has to be compiled for it is compiled."""
+    def prepare(self, make: Callable[[], Callable[[], object]]) -> Callable[[], object]:
+        """The call that ``make`` makes, ready to be run: what has to be compiled for it is compiled."""
+        return make()
 
     def run(self, call: Callable[[], object]) -> tuple[float, bool]:
         """(seconds, whether the process kept its processors)."""
@@ -101,13 +102,15 @@ class CudaTimer(Timer):
     def now(self) -> float:
         return (self._gpu.host_clock if self._gpu else time.perf_counter)() - self.compiling
 
-    def prepare(self, call: Callable[[], object]) -> None:
+    def prepare(self, make: Callable[[], Callable[[], object]]) -> Callable[[], object]:
         gpu = self.gpu
         start = gpu.host_clock()
         try:
             with gpu.current():
+                call = make()
                 call()
                 gpu.synchronize()
+            return call
         finally:
             if (took := gpu.host_clock() - start) > COMPILED:
                 self.compiling += took

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import weakref
@@ -197,7 +198,10 @@ class Products:
 
     def _missing(self, kind: type[Product], weight: Tensor, fp16: bool) -> str | None:
         """Why kernels are missing; an explicit request runs on the reference, which warns."""
-        return None if self._kernels == "sparse" else kind.missing(fp16, self._pattern, weight.device.type)
+        if self._kernels == "sparse":
+            return None
+        with torch.cuda.device(weight.device) if weight.is_cuda else contextlib.nullcontext():
+            return kind.missing(fp16, self._pattern, weight.device.type)
 
     def _place(self, name: str, product: Product | None) -> None:
         _fill(self._layers[name][0], product)
@@ -267,22 +271,29 @@ class Products:
                 bits = self._masks[product.weight]
                 build = self._topologies.builder(product, bits)
                 trials[name] = product.trial(self._layers[name][0], self._pattern, bits, seen, build, self._fp16)
-        planner = Planner(self._measures, device=self._device)
-        dense = sum(map(planner.dense_step, trials.values()))
+        parts: dict[torch.device, dict[str, Trial]] = {}  # layers of one device share its clock
+        for name, trial in trials.items():
+            parts.setdefault(self._products[name].weight.device, {})[name] = trial
+        planners = {device: Planner(self._measures, device=device) for device in parts}
+        estimates = {device: sum(map(planners[device].dense_step, part.values())) for device, part in parts.items()}
+        dense = total = sum(estimates.values())
         if self._dense_steps:  # the clock of a host that runs ahead of its GPU shows too little
             dense = max(median(self._dense_steps), dense if self._device.type == "cuda" else 0.0)
-        expected = dense * planner.hoped(trials.values())
+        hoped = sum(estimates[device] * planners[device].hoped(part.values()) for device, part in parts.items())
+        expected = dense * hoped / total if total else 0.0
         budget = BUDGET * (phase.last_step + 1 - step) * expected - (time.perf_counter() - start)
-        with without_autocast(self._device.type), torch.enable_grad():
-            choices = planner.plan(trials, self._chosen(), budget)
-        rows = self._table(choices)
-        self.compiling += planner.compiling
-        self.seconds += time.perf_counter() - start - (self._topologies.seconds - built) - planner.compiling
+        choices: dict[str, dict[str, Choice]] = {}
+        for device, part in parts.items():
+            with without_autocast(device.type), torch.enable_grad():
+                choices |= planners[device].plan(part, self._chosen(), budget * estimates[device] / total)
+        rows, compiling = self._table(choices), sum(planner.compiling for planner in planners.values())
+        self.compiling += compiling
+        self.seconds += time.perf_counter() - start - (self._topologies.seconds - built) - compiling
         return rows
 
     @property
     def _device(self) -> torch.device:
-        """Of the competing weights."""
+        """Of the competing weights; of the first, where they are on several."""
         return next((weight.device for _, weight in self._layers.values()), torch.device("cpu"))
 
     @property

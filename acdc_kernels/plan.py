@@ -29,6 +29,7 @@ HOPELESS = 2.0  # times the dense estimate: what is not timed
 MODEL_MARGIN = 0.8  # of the dense estimate: what a sparse estimate must not exceed where the model alone decides
 ROUNDS = 7
 TRUSTED_ROUNDS = 3  # fewer are not remembered
+PLANNED = "planned"  # beside "dense": the whole layer as its products were chosen
 ONE_KERNEL = "there is no sparse kernel for this product"
 COMPILING = 60.0  # seconds of compiling for one plan, after which kernels are compiled in their default way alone
 BUDGET = 0.0065  # of the phase as the cost model expects it: 1% where it takes 0.65 of that
@@ -225,7 +226,7 @@ class Planner:
                 why = f"{measured.why_not('no further round')}: the cost model"
                 choices[product] = self._from_model(estimates[product], kernels, why)
             else:
-                choices[product] = _pick(times, previous.get(product))
+                choices[product] = _pick(times, previous.get(product), measured.left_out(product))
         chosen = {product: _kernel_of(choices, product) for product in trial.computed}
         if all(kernel == DENSE for kernel in chosen.values()):
             return choices
@@ -233,10 +234,13 @@ class Planner:
         if whole is None:  # its products alone must leave room for what was not measured
             timed = [choice for choice in choices.values() if choice.times]
             planned, dense = (sum(c.times[k or c.kernel] for c in timed) for k in ("", DENSE))
-            whole = {"planned": planned / MODEL_MARGIN * WHOLE_NOT_SLOWER, DENSE: dense}
-        if whole["planned"] <= WHOLE_NOT_SLOWER * whole[DENSE]:
+            whole = {PLANNED: planned / MODEL_MARGIN * WHOLE_NOT_SLOWER, DENSE: dense}
+        if PLANNED not in whole:
+            why = f"the whole layer doesn't run by sparse kernels here ({measured.failed[PLANNED]})"
+        elif whole[PLANNED] <= WHOLE_NOT_SLOWER * whole[DENSE]:
             return choices
-        why = f"the whole layer takes {_ms(whole['planned'])} by sparse kernels, {_ms(whole[DENSE])} dense"
+        else:
+            why = f"the whole layer takes {_ms(whole[PLANNED])} by sparse kernels, {_ms(whole[DENSE])} dense"
         return {product: Choice(DENSE, why, choice.times) for product, choice in choices.items()}
 
     def _measured(
@@ -282,6 +286,7 @@ class _Measured:
         self._key, self._start, self._allowance = key, start, allowance
         self._groups = memory.get(key)
         self._interrupted, self._no_memory = 0, False
+        self.failed: dict[str, str] = {}  # what was to be timed -> the error that its first run raised
 
     def why_not(self, none: str) -> str:
         """Why there are no more times; ``none``: what to call rounds that there are none of."""
@@ -304,14 +309,20 @@ class _Measured:
         )
         if times is None:
             return None
-        return {kernel: times[f"{product}: {kernel}"] for kernel in self.open[product]}
+        of_kernels = {kernel: times.get(f"{product}: {kernel}") for kernel in self.open[product]}
+        return {kernel: seconds for kernel, seconds in of_kernels.items() if seconds is not None}
+
+    def left_out(self, product: str) -> str:
+        """Which kernels of a product don't run here, and why; empty if all do."""
+        errors = {name.removeprefix(f"{product}: "): e for name, e in self.failed.items() if name.startswith(product)}
+        return "".join(f"; {kernel} doesn't run here ({error})" for kernel, error in errors.items())
 
     def whole(self, chosen: Mapping[str, str]) -> dict[str, float] | None:
-        """Seconds of the layer's forward and backward: "planned" and "dense"."""
+        """Seconds of the layer's forward and backward: "planned", unless that doesn't run here, and "dense"."""
         name = ", ".join(f"{product} {kernel}" for product, kernel in chosen.items())
         runs = {
-            "planned": lambda: self._trial.step(chosen),
             DENSE: lambda: self._trial.step(dict.fromkeys(chosen, DENSE)),
+            PLANNED: lambda: self._trial.step(chosen),
         }
         return self._group(f"whole: {name}", 0.9, runs)
 
@@ -319,17 +330,18 @@ class _Measured:
         self, group: str, until: float, runs: Mapping[str, Callable[[], Callable[[], object]]]
     ) -> dict[str, float] | None:
         known = self._groups.get(group, {})
-        if runs.keys() <= known.keys():
+        if runs.keys() - self.failed.keys() <= known.keys():
             return known
         if self._allowance <= 0:
             return None
         limit, made = self._start + until * self._allowance, {}
         try:
             for name, make in runs.items():
-                made[name] = make()
+                call = self._prepared(name, make)
                 if self._timer.now() > limit:  # it took an index to build
                     return None
-                self._timer.prepare(made[name])
+                if call is not None:
+                    made[name] = call
             times, rounds = interleaved(made, self._timer, limit)
         except torch.OutOfMemoryError:  # training may still fit
             self._no_memory = True
@@ -338,9 +350,23 @@ class _Measured:
             self._interrupted = rounds
             return None
         self._groups[group] = times
-        if rounds >= TRUSTED_ROUNDS:
+        if rounds >= TRUSTED_ROUNDS and not self.failed.keys() & runs.keys():
             self._memory.put(self._key, {group: times})
         return times
+
+    def _prepared(self, name: str, make: Callable[[], Callable[[], object]]) -> Callable[[], object] | None:
+        """None where a sparse kernel doesn't compile or start here, which ``failed`` tells: it is no candidate then."""
+        if name in self.failed:
+            return None
+        try:
+            return self._timer.prepare(make)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if name.endswith(DENSE):
+                raise
+            self.failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+            return None
 
 
 def interleaved(
@@ -377,15 +403,17 @@ def interleaved(
     return {name: median(each) for name, each in (clean if rounds else every).items()}, rounds
 
 
-def _pick(times: Mapping[str, float], previous: str | None) -> Choice:
+def _pick(times: Mapping[str, float], previous: str | None, left_out: str) -> Choice:
     """The fastest, if it is clearly faster than dense, and than what the phase before chose."""
+    if len(times) == 1:
+        return Choice(DENSE, f"measured: {_ms(times[DENSE])} dense{left_out}", times)
     best = min((kernel for kernel in times if kernel != DENSE), key=times.__getitem__)
     if previous in times and previous not in (DENSE, best) and times[best] > CLEARLY_FASTER * times[previous]:
         best = previous
     bound = CLEARLY_FASTER if previous == DENSE else NOT_SLOWER
     if times[best] <= bound * times[DENSE]:
-        return Choice(best, f"measured: {_against(times)}", times)
-    return Choice(DENSE, f"measured: {_against(times)}, not below {bound:.0%} of dense", times)
+        return Choice(best, f"measured: {_against(times)}{left_out}", times)
+    return Choice(DENSE, f"measured: {_against(times)}, not below {bound:.0%} of dense{left_out}", times)
 
 
 def _kernel_of(choices: Mapping[str, Choice], product: str) -> str:

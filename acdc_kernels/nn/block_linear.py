@@ -19,7 +19,7 @@ from ..formats.blocks import block_sides
 from ..formats.bundles import LARGEST_KEPT
 from ..formats.topology import Topology
 from ..ops._gradients import asked_for, below_autograd, once
-from ..ops._machine import machine
+from ..ops._machine import arithmetic, machine
 from ..ops._registry import has_kernel, why_no_triton
 from ..ops.block_linear import configs
 from ..ops.block_linear.contract import block_linear_op
@@ -113,11 +113,16 @@ class BlockProduct(RunningProduct):
         if kernel == SPARSE:
             return None
         _, capability = machine(self.weight.device)
-        meta = (*self.weight.shape, 0, *block_sides(pattern))
+        meta, seen = (*self.weight.shape, 0, *block_sides(pattern)), self.calls.observed()
+        dtype = arithmetic(getattr(torch, seen.dtype) if seen is not None and seen.dtype else self.weight.dtype)
         try:
-            configs.check(configs.parse(config_of(kernel)), product, meta, capability)
+            config = configs.parse(config_of(kernel))
+            configs.check(config, product, meta, capability)
         except ValueError as error:
             return f"there is no kernel {kernel!r} here: {error}"
+        needed, limit = configs.shared_bytes(config, product, dtype, meta), configs.shared_limit(capability)
+        if needed > limit:
+            return f"kernel {kernel!r} may take {needed:,} bytes of shared memory, of which this GPU has {limit:,}"
         return None
 
     def build(self, bits: Tensor, pattern: str) -> Topology:
@@ -133,8 +138,13 @@ class BlockProduct(RunningProduct):
         topology: Callable[[], Topology],
         fp16: bool,
     ) -> BlockTrial:
-        meta = (*self.weight.shape, count_bits(bits), *block_sides(pattern))
+        meta = (*self.weight.shape, self.kept_of(bits), *block_sides(pattern))
         return BlockTrial(BlockProduct, self.weight, layer.bias, meta, seen, topology)
+
+    def kept_of(self, bits: Tensor) -> int:
+        """How many weights a mask keeps; without waiting for a GPU if it is the one that the layer runs by."""
+        topology = self.topology
+        return topology.kept if topology is not None and topology.bits is bits else count_bits(bits)
 
     def __call__(self, layer: nn.Module, input: Tensor) -> Tensor:
         if torch.compiler.is_compiling():

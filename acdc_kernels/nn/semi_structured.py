@@ -101,7 +101,7 @@ class SemiStructuredProduct(BlockProduct):
         topology: Callable[[], Topology],
         fp16: bool,
     ) -> SemiStructuredTrial:
-        meta = (*self.weight.shape, count_bits(bits), 1, 1)
+        meta = (*self.weight.shape, self.kept_of(bits), 1, 1)
         return SemiStructuredTrial(SemiStructuredProduct, self.weight, layer.bias, meta, seen, topology)
 
     def obstacle(self, x: Tensor, dtype: torch.dtype) -> str | None:

@@ -6,8 +6,12 @@ stands in for a kernel, it says so once. On a GPU an op without a compiled kerne
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,7 +81,18 @@ def why_no_triton() -> str:
         return f"torch {torch.__version__} is built without CUDA"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    return ""
+    return _no_compiler()
+
+
+@functools.cache
+def _no_compiler() -> str:
+    """Why Triton can't compile the bit of C that it launches kernels by; empty if it can."""
+    if not any(map(shutil.which, (os.environ.get("CC", ""), "gcc", "clang"))):
+        return "Triton finds no C compiler: no gcc, no clang, and none that CC names"
+    scheme = sysconfig.get_default_scheme()
+    include = sysconfig.get_path("include", "posix_prefix" if scheme == "posix_local" else scheme)  # as Triton looks
+    header = os.path.join(include, "Python.h")
+    return "" if os.path.exists(header) else f"Triton needs Python's headers, but there is no {header}"
 
 
 def triton_function(room: str, name: str) -> Callable[..., Any]:

@@ -1,11 +1,13 @@
 """What is said of CUDA kernels: for which cards they were built, and why they don't run."""
 
+import re
 import warnings
 
 import pytest
 import torch
 
 from acdc_kernels import _native
+from acdc_kernels.ops import _registry
 from acdc_kernels.train.info import info_text
 
 BUILT = {
@@ -114,3 +116,26 @@ def test_info_says_what_was_built_and_why_it_does_not_run(situation, monkeypatch
     text = info_text()
     assert "off (ACDC_CUDA=0)\n" in text
     assert "CUDA kernels cannot run: built without CUDA: ACDC_CUDA=0." in text.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("tools", "compiler", "header", "why"),
+    [
+        (("gcc",), "", True, ""),
+        (("clang",), "", True, ""),
+        (("my-cc",), "my-cc", True, ""),
+        ((), "my-cc", True, "Triton finds no C compiler: no gcc, no clang, and none that CC names"),
+        (("gcc",), "", False, "Triton needs Python's headers, but there is no .*Python.h"),
+    ],
+)
+def test_triton_needs_a_compiler(tools, compiler, header, why, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(_registry.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(_registry.shutil, "which", lambda name: name if name in tools else None)
+    monkeypatch.setattr(_registry.os.path, "exists", lambda path: header)
+    monkeypatch.setenv("CC", compiler)
+    _registry._no_compiler.cache_clear()
+    try:
+        assert re.fullmatch(why, _registry.why_no_triton())
+    finally:
+        _registry._no_compiler.cache_clear()

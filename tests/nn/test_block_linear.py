@@ -424,6 +424,27 @@ def test_configs_of_elsewhere():
     assert "a depth that goes with" in product.unknown(FORWARD, "sparse 64x128 w4 s3", PATTERN)  # blocks are 64 wide
 
 
+def test_configs_that_need_more_shared_memory_than_there_is(monkeypatch):
+    product = make()[0].product
+    product.calls.latest[4096, "", "bfloat16"] += 1
+    kernel = "sparse 256x64 w8 s4"
+    assert product.unknown(FORWARD, kernel, "block:128x128") is None  # as if on a card of 9.0
+    monkeypatch.setattr("acdc_kernels.nn.block_linear.machine", lambda device: (108, (8, 0)))
+    why = "kernel 'sparse 256x64 w8 s4' may take 197,632 bytes of shared memory, of which this GPU has 166,912"
+    assert product.unknown(FORWARD, kernel, "block:128x128") == why
+    assert product.unknown(FORWARD, "sparse 256x64 w8 s3", "block:128x128") is None
+
+
+def test_to_judge_another_number_of_samples_nobody_counts_the_mask(monkeypatch):
+    product = make()[0].product
+    topology = product.topology
+    monkeypatch.setattr(
+        "acdc_kernels.nn.block_linear.count_bits", lambda bits: pytest.fail("a GPU would be waited for")
+    )
+    trial = product.trial(nn.Linear(COLS, ROWS), PATTERN, topology.bits, Observation(9, True), lambda: topology, False)
+    assert trial.kept == topology.kept
+
+
 # Compiled
 
 

@@ -23,8 +23,9 @@ class FakeTimer:
     def now(self) -> float:
         return self.clock
 
-    def prepare(self, call: Callable[[], float]) -> None:
+    def prepare(self, make: Callable[[], Callable[[], float]]) -> Callable[[], float]:
         self.compiling += self.compiles
+        return make()
 
     def run(self, call: Callable[[], float]) -> tuple[float, bool]:
         self.calls += 1

@@ -97,13 +97,21 @@ def test_time_to_compile_is_not_on_the_clock():
     fake = Device()
     timer = CudaTimer(torch.device("cuda"), fake.gpu)
     start = timer.now()
-    timer.prepare(lambda: fake.work(1e-3, 2.0))
+    call = timer.prepare(lambda: lambda: fake.work(1e-3, 2.0))
     assert timer.now() == pytest.approx(start)
     assert timer.compiling == pytest.approx(2.001)
-    timer.prepare(lambda: fake.work(1e-3, 1e-4))  # it had been compiled before
-    assert timer.now() == pytest.approx(start + 1.1e-3)
+    fake.inside = 1
+    call()
+    fake.inside = 0
+    timer.prepare(lambda: lambda: fake.work(1e-3, 1e-4))  # it had been compiled before
+    assert timer.compiling == pytest.approx(2.001)
+
+    def in_vain():
+        fake.work(1e-3, 1.0)  # what makes the call may compile too
+        raise RuntimeError("no")
+
     with pytest.raises(RuntimeError, match="no"):
-        timer.prepare(lambda: (fake.work(1e-3, 1.0), (_ for _ in ()).throw(RuntimeError("no"))))
+        timer.prepare(in_vain)
     assert timer.compiling == pytest.approx(3.001)
 
 
@@ -112,6 +120,53 @@ def varied(fakes, forward=(1.0, 0.5, 2.0), **others):
     layer = fakes.layer(forward[0], **others)
     layer.times[FORWARD].update({named("fast"): forward[1], named("slow"): forward[2]})
     return layer
+
+
+@pytest.fixture
+def broken(monkeypatch, fakes):
+    """Kernels, or "whole", that raise when they are first run."""
+    names = set()
+
+    def run(trial, product, kernel, forward):
+        if kernel in names:
+            raise RuntimeError(f"{kernel}: out of resources\nand more")
+        return lambda: 1e-3 * trial.times[product][kernel]
+
+    def step(trial, chosen):
+        if "whole" in names and set(chosen.values()) != {DENSE}:
+            raise RuntimeError("too large")
+        return lambda: 1e-3 * sum(trial.times[product][kernel] for product, kernel in chosen.items())
+
+    monkeypatch.setattr(type(fakes.layer()), "run", run)
+    monkeypatch.setattr(type(fakes.layer()), "step", step)
+    return names
+
+
+def test_a_kernel_that_does_not_run_here_is_no_candidate(fakes, broken):
+    broken.add("sparse fast")
+    layer, memory = varied(fakes, forward=(1.0, 0.5, 0.7)), Memory(None)
+    choices = fakes.plan(layer, memory=memory)
+    assert choices[FORWARD].kernel == "sparse slow"
+    assert choices[FORWARD].reason.endswith(
+        "; sparse fast doesn't run here (RuntimeError: sparse fast: out of resources)"
+    )
+    assert choices[INPUT_GRADIENT].kernel == SPARSE
+
+    broken.add(SPARSE)
+    choices = fakes.plan(fakes.layer())
+    assert {choice.kernel for choice in choices.values()} == {DENSE}
+    assert all("sparse doesn't run here" in choice.reason for choice in choices.values())
+
+    broken.add(DENSE)
+    with pytest.raises(RuntimeError, match="dense: out of resources"):
+        fakes.plan(fakes.layer())
+
+
+def test_a_layer_that_does_not_run_sparse_as_a_whole_is_dense(fakes, broken):
+    broken.add("whole")
+    for choice in fakes.plan(fakes.layer()).values():
+        assert choice.kernel == DENSE
+        assert choice.reason == "the whole layer doesn't run by sparse kernels here (RuntimeError: too large)"
 
 
 def test_configs_are_candidates(fakes):

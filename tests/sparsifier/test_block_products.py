@@ -165,8 +165,9 @@ def test_a_config_of_elsewhere_is_dense_and_says_so(measured):
 
 
 def test_time_to_compile_is_counted_apart(measured, monkeypatch):
-    def prepare(timer, call):
+    def prepare(timer, make):
         timer.compiling = timer.compiling + 5.0
+        return make()
 
     monkeypatch.setattr(plan.Timer, "prepare", prepare)
     r = Run("auto").train(4)
