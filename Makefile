@@ -1,9 +1,10 @@
 # make demo: train a sparse model and its dense twin on real images.  make test: build and pass the tests.
-# Both start from nothing but Python >= 3.10 and a C++17 compiler, and keep what they install in .venv/.
+# Both start from nothing but Python >= 3.10 and a C++17 compiler, and keep what they install in .venv/. WORKERS: processes that test side by side.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 OPS    ?= linear train
+WORKERS ?= 2
 TORCH  ?= torch==2.13.0
 NATIVE  = $(VENV)/.native
 SYSTEM_PATH := $(PATH)
@@ -15,7 +16,7 @@ demo: $(NATIVE)
 	$(BIN)/acdc-kernels train --preset demo --out runs/demo $(if $(wildcard runs/demo/config.json),--resume)
 
 test: $(NATIVE)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .

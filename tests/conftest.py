@@ -16,6 +16,19 @@ with contextlib.suppress(ImportError):  # only some folders need it
     settings.load_profile("tests")
 
 
+LONGEST = ("tests/conformance/test_isa_levels.py", "tests/triton/", "tests/emulator/")
+APART = LONGEST[:2]  # tests of minutes, each a process of its own
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of processes that test side by side (pytest-xdist) none is left with the longest tests; a file stays together."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if not item.nodeid.startswith(APART):
+                item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def no_plan_cache() -> Iterator[None]:
     """Tests, and the commands they run, neither read nor write the times that the user's runs remember."""
