@@ -144,8 +144,7 @@ def broken(monkeypatch, fakes):
 
 def test_a_kernel_that_does_not_run_here_is_no_candidate(fakes, broken):
     broken.add("sparse fast")
-    layer, memory = varied(fakes, forward=(1.0, 0.5, 0.7)), Memory(None)
-    choices = fakes.plan(layer, memory=memory)
+    choices = fakes.plan(varied(fakes, forward=(1.0, 0.5, 0.7)))
     assert choices[FORWARD].kernel == "sparse slow"
     assert choices[FORWARD].reason.endswith(
         "; sparse fast doesn't run here (RuntimeError: sparse fast: out of resources)"
